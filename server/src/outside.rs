@@ -19,8 +19,12 @@ use std::{
     sync::OnceLock,
 };
 
-use common::{machine::descriptors, transport::frame};
+use common::{
+    machine::{descriptors, report::Failure},
+    transport::frame,
+};
 use proto::doctor::gpu_box::{Unit, ollama::Parallel};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{io::AsyncReadExt, net::UnixStream};
 use tracing::error;
@@ -32,6 +36,8 @@ pub(crate) const MAX_MESSAGE: usize = 1 << 20;
 static BROKER: OnceLock<UnixStream> = OnceLock::new();
 /// The TCP ports that this process may connect to; `None` for all.
 static PORTS: OnceLock<Option<BTreeSet<u16>>> = OnceLock::new();
+/// Whether this process may open only some files.
+static FILES: OnceLock<bool> = OnceLock::new();
 
 /// What the broker does for the server. It is told once, before the server gives its rights up.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,6 +48,8 @@ pub(crate) struct Allowed {
     pub(crate) args: Vec<OsString>,
     /// The directories to which the server may write. No program there is started.
     pub(crate) writable: Vec<PathBuf>,
+    /// Whether Landlock keeps it from writing anywhere else.
+    pub(crate) is_limited: bool,
     /// The Unix sockets to which it may connect.
     pub(crate) sockets: Vec<PathBuf>,
 }
@@ -100,11 +108,25 @@ pub(crate) struct Around {
 }
 
 /// Asks the broker from now on: at the other end of this socket. `ports` are the TCP ports that this
-/// process may connect to, if they are limited.
-pub(crate) fn ask_at(broker: UnixStream, ports: Option<BTreeSet<u16>>) {
+/// process may connect to, if they are limited; `files` says whether it may open only some files.
+pub(crate) fn ask_at(broker: UnixStream, ports: Option<BTreeSet<u16>>, files: bool) {
     // Only the first counts: there is one start.
     let _ = BROKER.set(broker);
     let _ = PORTS.set(ports);
+    let _ = FILES.set(files);
+}
+
+/// What helps where the sandbox may have refused a file of the settings; `None` where it has not.
+pub(crate) fn cure(failure: &Failure) -> Option<&'static str> {
+    (FILES.get() == Some(&true) && is_denied(failure)).then_some(
+        "aditd gave up all files that it did not need when it started (its sandbox): if its user may read this one, `aditd replace` starts a process that may",
+    )
+}
+
+/// Whether a file was denied. A failure has only the text of the error.
+fn is_denied(failure: &Failure) -> bool {
+    let denied = io::Error::from(Errno::ACCESS).to_string();
+    failure.what().contains(&denied) || failure.causes().iter().any(|why| why.contains(&denied))
 }
 
 /// Whether this process may connect to a TCP port.
@@ -161,8 +183,14 @@ pub(crate) async fn connect(path: &Path) -> io::Result<UnixStream> {
 pub(crate) async fn login(uid: u32) -> Option<String> {
     match BROKER.get() {
         Some(broker) => ask(broker, &Ask::Login { uid }).await.ok()?.0,
-        None => nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name),
+        None => tokio::task::spawn_blocking(move || login_here(uid)).await.ok()?,
     }
+}
+
+/// The name of a user of this machine. Blocks, also for long: the list of users may be on another
+/// machine.
+pub(crate) fn login_here(uid: u32) -> Option<String> {
+    nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name)
 }
 
 /// What `doctor` has to know of other processes, and what it has to know of Ollama at this address;
@@ -170,6 +198,16 @@ pub(crate) async fn login(uid: u32) -> Option<String> {
 pub(crate) async fn around(ollama: Option<SocketAddr>) -> Option<Around> {
     let asked = ask(BROKER.get()?, &Ask::Machine { ollama }).await;
     Some(asked.map(|(around, _)| around).unwrap_or_default())
+}
+
+/// Asks for another program in the place of this one, as a server does that is to be replaced, and
+/// does without it at once: for a test of what the broker refuses.
+///
+/// # Errors
+/// Why it is refused.
+pub async fn try_launch(program: &Path) -> io::Result<()> {
+    let (_, far) = UnixStream::pair()?;
+    launch(program, "--version", far.into_std()?.into()).await.map(drop)
 }
 
 /// A program that was started. It is killed when this is dropped before [`Launched::keep`].
@@ -257,4 +295,19 @@ async fn open(broker: &UnixStream, ask: &Ask) -> io::Result<UnixStream> {
 async fn answered<T: DeserializeOwned>(mut from: UnixStream) -> io::Result<(T, UnixStream)> {
     let answer: Result<T, Refused> = frame::read_long(&mut from, MAX_MESSAGE).await?;
     Ok((answer?, from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_denied_file_is_explained_by_the_sandbox() {
+        let error = |errno| io::Error::from(errno);
+        let read = Failure::new("cannot read `/etc/aditd.toml`");
+        assert!(is_denied(&read.clone().source(error(Errno::ACCESS))));
+        assert!(is_denied(&Failure::new(format!("cannot use it: {}", error(Errno::ACCESS)))));
+        assert!(!is_denied(&read.clone().source(error(Errno::NOENT))));
+        assert!(!is_denied(&read.source("`max_queue` is no number")));
+    }
 }

@@ -12,6 +12,8 @@ mod files;
 mod rules;
 
 use std::{
+    ffi::OsString,
+    ops::ControlFlow,
     os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -19,11 +21,10 @@ use std::{
 };
 
 use common::{
-    machine::report::Failure,
+    machine::{owner, report::Failure},
     transport::{frame, unix},
 };
 use proto::doctor::gpu_box::Sandbox;
-use rustix::io::Errno;
 use tokio::net::UnixStream;
 use tracing::{info, warn};
 
@@ -55,7 +56,14 @@ pub async fn enter(config: &Config) {
     let mut rules = Rules::of(config, &this_machine());
     let sandbox = if cfg!(target_os = "linux") {
         match start_broker(config, &mut rules).await {
-            Ok(broker) => give_up(&rules, broker),
+            Ok(broker) => {
+                let sandbox = give_up(&rules);
+                // Otherwise nothing was given up, and the broker ends with its socket.
+                if sandbox.files || sandbox.system_calls {
+                    rely_on(broker, &rules, &sandbox).await;
+                }
+                sandbox
+            }
             Err(why) => Sandbox { failed: vec![why], ..Sandbox::of(0, false) },
         }
     } else {
@@ -70,7 +78,7 @@ pub async fn enter(config: &Config) {
 
 /// Gives all up that the kernel lets this process give up.
 #[cfg(target_os = "linux")]
-fn give_up(rules: &Rules, broker: UnixStream) -> Sandbox {
+fn give_up(rules: &Rules) -> Sandbox {
     // Both count for one thread. None is there before the accounts are opened.
     let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
     if threads != 1 {
@@ -87,16 +95,11 @@ fn give_up(rules: &Rules, broker: UnixStream) -> Sandbox {
     };
     let abi = or_not(files::give_up(rules));
     let system_calls = or_not(calls::give_up());
-    let sandbox = Sandbox { failed, ..Sandbox::of(abi, system_calls != 0) };
-    // Otherwise nothing was given up, and the broker ends with its socket.
-    if sandbox.files || sandbox.system_calls {
-        outside::ask_at(broker, sandbox.tcp_ports.then(|| rules.ports().collect()));
-    }
-    sandbox
+    Sandbox { failed, ..Sandbox::of(abi, system_calls != 0) }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn give_up(_: &Rules, _: UnixStream) -> Sandbox {
+fn give_up(_: &Rules) -> Sandbox {
     Sandbox::of(0, false)
 }
 
@@ -124,20 +127,9 @@ pub(crate) fn check(config: &Config) -> Result<(), Failure> {
     Err(Failure::new(what).source(needs.collect::<Vec<_>>().join("; ")).hint(CURE))
 }
 
-/// What helps where the sandbox may have refused a file of the settings.
+/// Adds what helps where the sandbox may have refused a file of the settings.
 pub(crate) fn explain(failure: Failure) -> Failure {
-    match IN_FORCE.get() {
-        Some((sandbox, _)) if sandbox.files && is_denied(&failure) => failure.hint(
-            "aditd gave up all files that it did not need when it started (its sandbox): if its user may read this one, `aditd replace` starts a process that may",
-        ),
-        _ => failure,
-    }
-}
-
-/// Whether a file was denied. A failure has only the text of the error.
-fn is_denied(failure: &Failure) -> bool {
-    let denied = std::io::Error::from(Errno::ACCESS).to_string();
-    failure.what().contains(&denied) || failure.causes().iter().any(|why| why.contains(&denied))
+    outside::cure(&failure).into_iter().fold(failure, Failure::hint)
 }
 
 fn this_machine() -> Machine<'static> {
@@ -145,7 +137,26 @@ fn this_machine() -> Machine<'static> {
         home: directories::BaseDirs::new().map(|dirs| dirs.home_dir().to_owned()),
         variable: &|name| std::env::var(name).ok(),
         real: &|path| std::fs::canonicalize(path).ok(),
+        links: &links,
     }
+}
+
+/// The links on the way to a path, without links on the way to themselves, and what each leads to.
+fn links(path: &Path) -> Vec<(PathBuf, PathBuf)> {
+    let mut found = Vec::new();
+    // What is not there has no more of them.
+    let _ = std::path::absolute(path).and_then(|path| {
+        owner::walk(&path, |at, file| {
+            if file.is_symlink()
+                && let Ok(target) = std::fs::read_link(at)
+            {
+                let target = at.parent().unwrap_or(at).join(target);
+                found.push((at.to_owned(), target));
+            }
+            ControlFlow::<()>::Continue(())
+        })
+    });
+    found
 }
 
 /// Starts the broker: this program, under the name by which it was called. Adds to the rules what
@@ -160,38 +171,53 @@ async fn start_broker(config: &Config, rules: &mut Rules) -> Result<UnixStream, 
         rules.add_port(port, "services at Unix sockets");
     }
     let failed = |e| format!("cannot start the broker, a second process of aditd: {e}");
-    broker(rules).await.map_err(failed)
+    broker().map_err(failed)
 }
 
-async fn broker(rules: &Rules) -> std::io::Result<UnixStream> {
+fn broker() -> std::io::Result<UnixStream> {
     let (near, far) = std::os::unix::net::UnixStream::pair()?;
-    let mut args = std::env::args_os();
-    let name = args.next().unwrap_or_else(|| "aditd".into());
     // Nobody waits for it: it ends when this process has.
     let _child = Command::new("/proc/self/exe")
-        .arg0(&name)
+        .arg0(own_name())
         .arg(BROKER)
         .stdin(Stdio::from(OwnedFd::from(far)))
         .spawn()?;
     near.set_nonblocking(true)?;
-    let mut near = UnixStream::from_std(near)?;
+    UnixStream::from_std(near)
+}
+
+/// The name by which this program was called.
+fn own_name() -> OsString {
+    std::env::args_os().next().unwrap_or_else(|| "aditd".into())
+}
+
+/// Leaves to the broker what this process has given up.
+async fn rely_on(mut broker: UnixStream, rules: &Rules, sandbox: &Sandbox) {
+    // Nothing was read from the network yet, so the broker can believe it. If it has ended already,
+    // the log says so as it does later.
+    let _ = frame::write(&mut broker, &allowed(rules, sandbox.files)).await;
+    let ports = sandbox.tcp_ports.then(|| rules.ports().collect());
+    outside::ask_at(broker, ports, sandbox.files);
+}
+
+/// What the broker does for this process.
+fn allowed(rules: &Rules, is_limited: bool) -> Allowed {
     let paths = |pick: fn(&Right) -> Option<&PathBuf>| -> Vec<PathBuf> {
         rules.iter().filter_map(pick).cloned().collect()
     };
-    let allowed = Allowed {
-        program: Path::new(&name).to_owned(),
-        args: args.collect(),
+    Allowed {
+        program: own_name().into(),
+        args: std::env::args_os().skip(1).collect(),
         writable: paths(|right| match right {
             Right::Write(path) | Right::Remove(path) => Some(path),
             _ => None,
         }),
+        is_limited,
         sockets: paths(|right| match right {
             Right::Socket(path) => Some(path),
             _ => None,
         }),
-    };
-    frame::write(&mut near, &allowed).await?;
-    Ok(near)
+    }
 }
 
 /// Root keeps only what lets it read files of others, which Landlock then limits.
@@ -206,20 +232,5 @@ fn drop_capabilities() {
             inheritable: CapabilitySet::empty(),
         };
         let _ = set_capabilities(None, left);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_denied_file_is_explained_by_the_sandbox() {
-        let error = |errno| std::io::Error::from(errno);
-        let read = Failure::new("cannot read `/etc/aditd.toml`");
-        assert!(is_denied(&read.clone().source(error(Errno::ACCESS))));
-        assert!(is_denied(&Failure::new(format!("cannot use it: {}", error(Errno::ACCESS)))));
-        assert!(!is_denied(&read.clone().source(error(Errno::NOENT))));
-        assert!(!is_denied(&read.source("`max_queue` is no number")));
     }
 }

@@ -92,6 +92,14 @@ pub(crate) async fn start(
     result
 }
 
+/// Opens what is still to be opened, and enters the sandbox.
+async fn give_up_rights(config: &Config) {
+    // An audit log that cannot be made is reported when it is opened.
+    let _ = files::create_dir(&config.accounting.audit.dir);
+    notify::open();
+    sandbox::enter(config).await;
+}
+
 async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure> {
     let config = settings.config.clone();
     // Steps that can fail for want of a port or a group come first: a first start that fails must
@@ -123,18 +131,25 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
     let relays = relays(&config, &listening, taken.as_mut()).await.map_err(unusable)?;
     let group = config.enroll_group.as_ref();
     let group = group.map(|group| GroupSocket::bind(&config.enroll_socket, group)).transpose()?;
+    // Only hints need it. The sandbox hides the unit.
+    let started = taken.is_none().then(|| Started::now(&settings.flags, &settings.serve));
+    // A state that is there is read with as few rights as possible. A new one is made first: Landlock
+    // gives rights only to what exists.
+    let is_there = config.state_dir.is_dir();
+    if is_there {
+        give_up_rights(&config).await;
+    }
     let state = State::open_or_create(&config.state_dir)?;
     let control = Arc::new(claimed_before.map_or_else(claim, Ok)?);
-    // Only hints need it. One that replaces another process was started as that one was.
-    if taken.is_none()
-        && let Err(e) = Started::now(&settings.flags, &settings.serve).note(&state.dir)
+    // One that replaces another process was started as that one was.
+    if let Some(started) = started
+        && let Err(e) = started.note(&state.dir)
     {
         debug!("cannot note how this server was started: {e}");
     }
-    // An audit log that cannot be made is reported when it is opened.
-    let _ = files::create_dir(&config.accounting.audit.dir);
-    notify::open();
-    sandbox::enter(&config).await;
+    if !is_there {
+        give_up_rights(&config).await;
+    }
     let accounting = Accounting::open(&config.accounting, &state.dir)?;
     // Read before the snapshot: a change between the two is then noticed.
     let version = state.register.version()?;

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     env, fs, io,
     net::{SocketAddr, TcpStream},
-    os::unix::process::CommandExt,
+    os::unix::{net::UnixDatagram, process::CommandExt},
     path::PathBuf,
     process::Command,
     time::Duration,
@@ -70,6 +70,7 @@ fn run(args: impl Iterator<Item = std::ffi::OsString>) {
     let settings = server::Config::resolve(&flags, &server::ServeFlags::default());
     let settings = settings.unwrap_or_else(|e| panic!("{e}"));
     server::State::open_or_create(state).unwrap_or_else(|e| panic!("{e}"));
+    let program = env::args_os().next().map(PathBuf::from).expect("a name");
     let parent = rustix::process::getppid().expect("a parent");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime");
@@ -101,6 +102,28 @@ fn run(args: impl Iterator<Item = std::ffi::OsString>) {
         let mptcp = socket2::Protocol::from(262);
         let mptcp = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, Some(mptcp));
         tried("make a socket of MPTCP", mptcp.map(drop));
+        // On a kernel with SCTP, this type alone makes a socket of it.
+        let sctp = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::SEQPACKET, None);
+        tried("make a socket of SCTP", sctp.map(drop));
+        let dccp = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::from(6), None);
+        tried("make a socket of DCCP", dccp.map(drop));
+        let netlink = socket2::Type::DGRAM;
+        let netlink = socket2::Socket::new(socket2::Domain::from(libc::AF_NETLINK), netlink, None);
+        tried("ask for its addresses", netlink.map(drop));
+        tried("make a pair of Unix datagram sockets", UnixDatagram::pair().map(drop));
+        let packets = (socket2::Domain::UNIX, socket2::Type::SEQPACKET);
+        let packets = socket2::Socket::pair(packets.0, packets.1, None);
+        tried("make a pair that sends only to itself", packets.map(drop));
+        let dumpable = rustix::process::DumpableBehavior::Dumpable;
+        let dumpable = rustix::process::set_dumpable_behavior(dumpable);
+        tried("let others look at its memory", dumpable.map_err(io::Error::from));
+        let own = state.join("aditd");
+        tried("write a program into its state", fs::write(&own, "#!/bin/sh\n"));
+        let run = server::try_to_be_replaced_by(&own).await;
+        tried("have that program run", refused(run, "aditd can write there"));
+        let by_proc = format!("/proc/{}/root{}", std::process::id(), program.display());
+        let by_proc = server::try_to_be_replaced_by(by_proc.as_ref()).await;
+        tried("have a program run by its link in /proc", refused(by_proc, "`/proc`"));
         tried("run a program", Command::new("/bin/true").status().map(drop));
         let signal = rustix::process::test_kill_process(parent);
         tried("signal another process", signal.map_err(io::Error::from));
@@ -111,6 +134,11 @@ fn run(args: impl Iterator<Item = std::ffi::OsString>) {
         tried("read /etc/passwd in another thread", thread.join().expect("it ends"));
         println!("{}", Value::Object(found));
     });
+}
+
+/// An error of the broker has no number.
+fn refused(result: io::Result<()>, why: &str) -> io::Result<()> {
+    result.map_err(|e| if e.to_string().contains(why) { io::Error::other("refused") } else { e })
 }
 
 fn shown(e: &io::Error) -> String {

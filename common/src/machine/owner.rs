@@ -8,6 +8,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io,
+    ops::ControlFlow,
     os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
 };
@@ -96,13 +97,30 @@ fn replaceable(path: &Path) -> io::Result<Option<(PathBuf, u32)>> {
         (file.uid() == ROOT || Some(file.uid()) == unmapped)
             && (file.is_symlink() || only_root_writes)
     };
+    let found = walk(path, |at, file| match is_safe(file) {
+        true => ControlFlow::Continue(()),
+        false => ControlFlow::Break((at.to_owned(), file.uid())),
+    });
+    Ok(found?.break_value())
+}
+
+/// Looks at each directory and link on the way to `path`, which is absolute, and at what is there, in
+/// that order. The text of a link counts: so a link in `/proc` is followed to the path that it shows.
+/// Returns the path without links, or what `look` has broken off with.
+///
+/// # Errors
+/// If a part is not there or cannot be looked at, or after 40 links.
+pub fn walk<T>(
+    path: &Path,
+    mut look: impl FnMut(&Path, &fs::Metadata) -> ControlFlow<T>,
+) -> io::Result<ControlFlow<T, PathBuf>> {
     let mut at = PathBuf::from("/");
     let mut ahead = parts_reversed(path);
     let mut links = 0;
     let mut metadata = fs::symlink_metadata(&at)?;
     loop {
-        if !is_safe(&metadata) {
-            return Ok(Some((at, metadata.uid())));
+        if let ControlFlow::Break(found) = look(&at, &metadata) {
+            return Ok(ControlFlow::Break(found));
         }
         if metadata.is_symlink() {
             links += 1;
@@ -116,7 +134,7 @@ fn replaceable(path: &Path) -> io::Result<Option<(PathBuf, u32)>> {
             }
             ahead.extend(parts_reversed(&target));
         }
-        let Some(next) = ahead.pop() else { return Ok(None) };
+        let Some(next) = ahead.pop() else { return Ok(ControlFlow::Continue(at)) };
         if next == ".." {
             at.pop()
         } else {
@@ -141,7 +159,7 @@ fn parts_reversed(path: &Path) -> Vec<OsString> {
 /// The uid that a user namespace shows for files whose owner is not mapped into it, if this process
 /// is in one. In a rootless container `/` is such a file, and nobody in the container can change
 /// it.
-fn unmapped_owner() -> Option<u32> {
+pub fn unmapped_owner() -> Option<u32> {
     const OVERFLOW: u32 = 65_534;
     let map = fs::read_to_string("/proc/self/uid_map").ok()?;
     let whole = map.split_whitespace().eq(["0", "0", "4294967295"]);

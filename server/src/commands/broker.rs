@@ -2,9 +2,16 @@
 //! up. The server starts it, with a socket as its standard input, and it ends with the server. It
 //! does only what [`Allowed`] names, as the server may be in the hands of somebody else by then.
 
+mod look_ups;
+mod successor;
+
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    net::ToSocketAddrs,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::CommandExt,
+    },
     path::Path,
     sync::Arc,
 };
@@ -20,17 +27,23 @@ use serde::Serialize;
 use tokio::{
     net::UnixStream,
     signal::unix::{SignalKind, signal},
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
 };
 
+use self::{look_ups::LookUps, successor::Trust};
 use crate::{
     doctor,
     outside::{self, Allowed, Ask, MAX_MESSAGE, Refused},
     serve::TAKE_OVER,
 };
 
-/// How many questions may be open.
+/// How many questions may be open, without look-ups.
 const QUESTIONS: usize = 256;
+/// How many names may be looked up at the same time, and how many look-ups may be open.
+const NAMES: (usize, usize) = (64, 256);
+/// The same of users.
+const LOGINS: (usize, usize) = (4, 64);
 
 /// Answers the server until it ends.
 ///
@@ -53,19 +66,14 @@ pub(crate) async fn run() -> Result<(), Failure> {
     ];
     let _orders = orders.map(signal);
     let mut server = server().map_err(failed)?;
-    let allowed: Allowed = frame::read_long(&mut server, MAX_MESSAGE).await.map_err(failed)?;
-    let allowed = Arc::new(allowed);
-    let mut questions = JoinSet::new();
-    loop {
-        let Ok(files) = descriptors::receive(&server).await else { return Ok(()) };
-        while questions.try_join_next().is_some() {}
-        if questions.len() >= QUESTIONS {
-            questions.join_next().await;
-        }
-        for file in files {
-            questions.spawn(answer(file, allowed.clone()));
-        }
-    }
+    let allowed: Allowed = match frame::read_long(&mut server, MAX_MESSAGE).await {
+        Ok(allowed) => allowed,
+        // The server could give nothing up, and needs no broker.
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+        Err(e) => return Err(failed(e)),
+    };
+    Arc::new(Broker::new(allowed)).answer_all(&server).await;
+    Ok(())
 }
 
 /// Standard input, which is a socket of the server.
@@ -77,126 +85,137 @@ fn server() -> io::Result<UnixStream> {
     UnixStream::from_std(server)
 }
 
-async fn answer(file: OwnedFd, allowed: Arc<Allowed>) {
-    let asker = std::os::unix::net::UnixStream::from(file);
-    if asker.set_nonblocking(true).is_err() {
-        return;
+struct Broker {
+    allowed: Allowed,
+    trust: Trust,
+    questions: Arc<Semaphore>,
+    names: LookUps,
+    logins: LookUps,
+}
+
+impl Broker {
+    fn new(allowed: Allowed) -> Self {
+        let (names, logins) = (LookUps::new(NAMES), LookUps::new(LOGINS));
+        let (trust, questions) = (Trust::of_this_process(), Arc::new(Semaphore::new(QUESTIONS)));
+        Self { allowed, trust, questions, names, logins }
     }
-    let Ok(mut asker) = UnixStream::from_std(asker) else { return };
-    let Ok(ask) = frame::read_long(&mut asker, MAX_MESSAGE).await else { return };
-    let _ = match ask {
-        Ask::Addresses { host, port } => {
-            say(&mut asker, outside::addresses(&host, port).await).await
+
+    /// Answers until the server has ended.
+    async fn answer_all(self: &Arc<Self>, server: &UnixStream) {
+        let mut running = JoinSet::new();
+        loop {
+            let files = match descriptors::receive(server).await {
+                Ok(files) => files,
+                // This process has too many files open for the moment. The asker sees its connection
+                // end.
+                Err(e) if e.kind() == io::ErrorKind::InvalidData => continue,
+                Err(_) => return,
+            };
+            while running.try_join_next().is_some() {}
+            for file in files {
+                // It is never closed.
+                let Ok(place) = self.questions.clone().acquire_owned().await else { return };
+                running.spawn(self.clone().answer(file, place));
+            }
         }
-        Ask::Login { uid } => say(&mut asker, Ok(outside::login(uid).await)).await,
-        Ask::Machine { ollama } => say(&mut asker, Ok(doctor::around(ollama).await)).await,
-        Ask::Socket { path } => connect(&mut asker, &path, &allowed).await,
-        Ask::Program { path } => start(&mut asker, &path, &allowed).await,
-    };
+    }
+
+    async fn answer(self: Arc<Self>, file: OwnedFd, place: OwnedSemaphorePermit) {
+        let asker = std::os::unix::net::UnixStream::from(file);
+        if asker.set_nonblocking(true).is_err() {
+            return;
+        }
+        let Ok(mut asker) = UnixStream::from_std(asker) else { return };
+        let Ok(ask) = frame::read_long(&mut asker, MAX_MESSAGE).await else { return };
+        let asker = &mut asker;
+        let _ = match ask {
+            Ask::Addresses { host, port } => {
+                drop(place);
+                let find = move || -> io::Result<Vec<_>> {
+                    Ok((&*host, port).to_socket_addrs()?.collect())
+                };
+                say_unless_gone(asker, async { self.names.look_up(find).await? }).await
+            }
+            Ask::Login { uid } => {
+                drop(place);
+                say_unless_gone(asker, self.logins.look_up(move || outside::login_here(uid))).await
+            }
+            Ask::Machine { ollama } => {
+                say_unless_gone(asker, async { Ok(doctor::around(ollama).await) }).await
+            }
+            Ask::Socket { path } => self.connect(asker, &path).await,
+            Ask::Program { path } => self.start(asker, &path).await,
+        };
+    }
+
+    async fn connect(&self, asker: &mut UnixStream, path: &Path) -> io::Result<()> {
+        let known = self.allowed.sockets.iter().any(|known| known == path);
+        let connected = match known {
+            true => unless_gone(asker, UnixStream::connect(path)).await?,
+            false => Err(io::ErrorKind::PermissionDenied.into()),
+        };
+        match connected {
+            Ok(socket) => {
+                say(asker, Ok(())).await?;
+                descriptors::send(asker, &[socket.as_fd()]).await
+            }
+            Err(e) => say(asker, io::Result::<()>::Err(e)).await,
+        }
+    }
+
+    /// Starts the program that replaces the server, and waits until it is kept or not.
+    async fn start(&self, asker: &mut UnixStream, program: &Path) -> io::Result<()> {
+        let stdin = descriptors::receive(asker).await?.pop().ok_or(io::ErrorKind::InvalidData)?;
+        let child = self.trust.check(program, &self.allowed).and_then(|real| {
+            let args = self.allowed.args.iter().filter(|arg| *arg != TAKE_OVER).cloned();
+            // The path that was checked: the server may be able to change what another one leads to.
+            let mut command = outside::command(&real, args, TAKE_OVER, stdin);
+            command.arg0(program);
+            tokio::process::Command::from(command).spawn()
+        });
+        let mut child = match child {
+            Ok(child) => child,
+            Err(e) => return say(asker, io::Result::<u32>::Err(e)).await,
+        };
+        say(asker, Ok(child.id().unwrap_or_default())).await?;
+        if !outside::is_kept(asker).await {
+            child.kill().await?;
+        }
+        // Otherwise it would stay in the list of processes when it has ended.
+        child.wait().await.map(drop)
+    }
 }
 
 async fn say<T: Serialize>(to: &mut UnixStream, answer: io::Result<T>) -> io::Result<()> {
     frame::write(to, &answer.map_err(Refused::from)).await
 }
 
-async fn connect(asker: &mut UnixStream, path: &Path, allowed: &Allowed) -> io::Result<()> {
-    let known = allowed.sockets.iter().any(|known| known == path);
-    let connected = match known {
-        true => UnixStream::connect(path).await,
-        false => Err(io::ErrorKind::PermissionDenied.into()),
-    };
-    match connected {
-        Ok(socket) => {
-            say(asker, Ok(())).await?;
-            descriptors::send(asker, &[socket.as_fd()]).await
-        }
-        Err(e) => say(asker, io::Result::<()>::Err(e)).await,
-    }
+async fn say_unless_gone<T: Serialize>(
+    asker: &mut UnixStream,
+    answer: impl Future<Output = io::Result<T>>,
+) -> io::Result<()> {
+    let answer = unless_gone(asker, answer).await?;
+    say(asker, answer).await
 }
 
-/// Starts the program that replaces the server, and waits until it is kept or not.
-async fn start(asker: &mut UnixStream, program: &Path, allowed: &Allowed) -> io::Result<()> {
-    let stdin = descriptors::receive(asker).await?.pop().ok_or(io::ErrorKind::InvalidData)?;
-    let child = allowed.check(program).and_then(|()| {
-        let args = allowed.args.iter().filter(|arg| *arg != TAKE_OVER).cloned();
-        let command = outside::command(program, args, TAKE_OVER, stdin);
-        tokio::process::Command::from(command).spawn()
-    });
-    let mut child = match child {
-        Ok(child) => child,
-        Err(e) => return say(asker, io::Result::<u32>::Err(e)).await,
+/// What comes of it.
+///
+/// # Errors
+/// If the asker closes its connection before. It has nothing more to say until it has its answer.
+async fn unless_gone<T>(asker: &UnixStream, what: impl Future<Output = T>) -> io::Result<T> {
+    let gone = async {
+        while asker.readable().await.is_ok() {
+            match asker.try_read(&mut [0]) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                _ => break,
+            }
+        }
     };
-    say(asker, Ok(child.id().unwrap_or_default())).await?;
-    if !outside::is_kept(asker).await {
-        child.kill().await?;
-    }
-    // Otherwise it would stay in the list of processes when it has ended.
-    child.wait().await.map(drop)
-}
-
-impl Allowed {
-    /// Whether a program may replace the server: it has the server's name, and the server can have
-    /// made neither it nor the way to it.
-    fn check(&self, program: &Path) -> io::Result<()> {
-        let refused = |why: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-        if program.file_name() != self.program.file_name() {
-            return refused("a program of another name does not replace aditd");
-        }
-        let Some(dir) = program.parent() else { return refused("it has no directory") };
-        let places = [std::fs::canonicalize(dir)?, std::fs::canonicalize(program)?];
-        let is_writable = |place: &std::path::PathBuf| {
-            self.writable.iter().any(|dir| {
-                let real = std::fs::canonicalize(dir);
-                place.starts_with(dir) || real.is_ok_and(|real| place.starts_with(real))
-            })
-        };
-        match places.iter().any(is_writable) {
-            true => refused("aditd can write where that program is: put it elsewhere"),
-            false => Ok(()),
-        }
+    tokio::select! {
+        done = what => Ok(done),
+        () = gone => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{fs, os::unix::fs::symlink};
-
-    use super::*;
-
-    #[test]
-    fn only_a_program_that_the_server_cannot_have_made_replaces_it() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let at = |name: &str| dir.path().join(name);
-        for name in ["bin", "new", "state"] {
-            fs::create_dir(at(name)).expect("made");
-            fs::write(at(name).join("aditd"), "").expect("written");
-        }
-        fs::write(at("bin/sh"), "").expect("written");
-        symlink(at("state/aditd"), at("new/link")).expect("linked");
-        fs::create_dir(at("to-state")).expect("made");
-        symlink(at("state/aditd"), at("to-state/aditd")).expect("linked");
-        symlink(at("state"), at("way")).expect("linked");
-        symlink(at("bin/aditd"), at("state/link")).expect("linked");
-        fs::create_dir(at("state/below")).expect("made");
-        symlink(at("bin/sh"), at("state/below/aditd")).expect("linked");
-        let allowed = Allowed {
-            program: at("bin/aditd"),
-            args: Vec::new(),
-            writable: vec![at("state")],
-            sockets: Vec::new(),
-        };
-        for (program, may) in [
-            ("bin/aditd", true),
-            ("new/aditd", true),
-            ("bin/sh", false),
-            ("state/aditd", false),
-            ("state/below/aditd", false),
-            ("to-state/aditd", false),
-            ("way/aditd", false),
-            ("bin/../state/aditd", false),
-            ("nowhere/aditd", false),
-        ] {
-            assert_eq!(allowed.check(&at(program)).is_ok(), may, "{program}");
-        }
-    }
-}
+mod tests;

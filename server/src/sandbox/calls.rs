@@ -159,6 +159,14 @@ fn no_x32() -> BpfProgram {
     vec![LOAD_NUMBER, IF_X32, end(deny), end(SeccompAction::Allow.into())]
 }
 
+/// The bits of a socket's type that are no flags (`SOCK_TYPE_MASK` of Linux).
+const SOCKET_TYPE: u64 = 0xf;
+
+/// Every type of socket except these.
+fn types_without(allowed: &[i32]) -> impl Iterator<Item = i32> {
+    (0..=SOCKET_TYPE as i32).filter(|other| !allowed.contains(other))
+}
+
 fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
     use SeccompCmpOp::{Eq, MaskedEq, Ne};
     let when = |conditions: &[(u8, SeccompCmpOp, i32)]| {
@@ -175,15 +183,23 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError>
         NAMESPACES.iter().map(|flag| has(0, *flag)).collect::<Result<_, _>>()?,
     );
     // Sockets of IPv4 and IPv6, and what tells this machine's addresses; TCP and UDP. A service at a
-    // Unix socket is connected to by the broker. Landlock does not know MPTCP and SCTP.
-    rules.insert(
-        libc::SYS_socket,
-        vec![
-            when(&[(0, Ne, libc::AF_INET), (0, Ne, libc::AF_INET6), (0, Ne, libc::AF_NETLINK)])?,
-            when(&[(2, Ne, 0), (2, Ne, libc::IPPROTO_TCP), (2, Ne, libc::IPPROTO_UDP)])?,
-            when(&[(0, Ne, libc::AF_NETLINK), (1, MaskedEq(0xf), libc::SOCK_RAW)])?,
-        ],
-    );
+    // Unix socket is connected to by the broker. Landlock does not know MPTCP, SCTP and DCCP; the
+    // type SOCK_SEQPACKET alone, without a protocol, makes a socket of SCTP.
+    let mut sockets = vec![
+        when(&[(0, Ne, libc::AF_INET), (0, Ne, libc::AF_INET6), (0, Ne, libc::AF_NETLINK)])?,
+        when(&[(2, Ne, 0), (2, Ne, libc::IPPROTO_TCP), (2, Ne, libc::IPPROTO_UDP)])?,
+    ];
+    for other in types_without(&[libc::SOCK_STREAM, libc::SOCK_DGRAM]) {
+        sockets.push(when(&[(0, Ne, libc::AF_NETLINK), (1, MaskedEq(SOCKET_TYPE), other)])?);
+    }
+    rules.insert(libc::SYS_socket, sockets);
+    // A pair of SOCK_DGRAM (or SOCK_RAW, which is the same there) sends to any Unix socket, not only
+    // to its other end.
+    let pairs = types_without(&[libc::SOCK_STREAM, libc::SOCK_SEQPACKET]);
+    let pairs = pairs.map(|other| when(&[(1, MaskedEq(SOCKET_TYPE), other)]));
+    rules.insert(libc::SYS_socketpair, pairs.collect::<Result<_, _>>()?);
+    // Other processes of this user may look at this one's memory, files and directory if it says so.
+    rules.insert(libc::SYS_prctl, vec![when(&[(0, Eq, libc::PR_SET_DUMPABLE), (1, Ne, 0)])?]);
     // TCP Fast Open connects without a connect(2) that Landlock sees.
     for (call, flags) in [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2), (libc::SYS_sendmmsg, 3)] {
         rules.insert(call, vec![has(flags, libc::MSG_FASTOPEN)?]);

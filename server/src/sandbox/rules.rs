@@ -62,6 +62,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) variable: &'a dyn Fn(&str) -> Option<String>,
     /// A path without links; `None` if nothing is there.
     pub(crate) real: &'a dyn Fn(&Path) -> Option<PathBuf>,
+    /// The links on the way to a path, and the path that each leads to.
+    pub(crate) links: &'a dyn Fn(&Path) -> Vec<(PathBuf, PathBuf)>,
 }
 
 /// Where systems keep the certificates of the CAs that they trust, and where links there lead. None of
@@ -241,7 +243,8 @@ impl Rules {
 
     /// A file that is read again later. Programs replace a file by another of its name, and a right
     /// to the file would be none to the other: so the right is to its directory, and to that of the
-    /// file that a link leads to.
+    /// file that a link leads to. Programs switch a link to a directory (`current`), too: so the right
+    /// is also to the directory of each link on the way, and to that which holds what it leads to.
     fn read_again(&mut self, path: &Path, of: &str, machine: &Machine<'_>) {
         let mut places = vec![path.to_owned()];
         places.extend((machine.real)(path));
@@ -249,6 +252,17 @@ impl Rules {
             match path.parent().filter(|dir| !is_broad(dir, machine)) {
                 Some(dir) => self.add(Right::Read(dir.to_owned()), of),
                 None => self.add(Right::Read(path), of),
+            }
+        }
+        // Links in the root are the layout of the machine, and what they lead to is half of it.
+        let is_switched = |link: &Path| link.parent().is_some_and(|dir| dir.parent().is_some());
+        for (link, target) in
+            (machine.links)(path).into_iter().filter(|(link, _)| is_switched(link))
+        {
+            for dir in [link.parent(), target.parent()].into_iter().flatten() {
+                if !is_broad(dir, machine) {
+                    self.add(Right::Read(dir.to_owned()), of);
+                }
             }
         }
     }

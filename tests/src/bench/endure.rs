@@ -136,7 +136,8 @@ async fn done(part: Part, program: String, amount: &Amount, seed: u64) -> Row {
             let (labs, each) = (amount.labs, amount.cuts_each);
             row("outages over UDP and SSH, answers the same", async move {
                 let cut = cuts::all(&program, labs, each, seed).await;
-                Row { held: Some((cut.before, cut.after)), ..Row::of(cut.count.into()) }
+                let held = Some((cut.before, cut.after));
+                Row { held, ..Row::of(cut.count.into()).leaks(cut.leaks) }
             })
             .await
         }
@@ -166,7 +167,8 @@ async fn done(part: Part, program: String, amount: &Amount, seed: u64) -> Row {
                 let whole = cancels::all(&world, up.address, count - count / 10, seed).await;
                 let after = held::quiet_after(&world, &device, &up, &before).await;
                 let note = format!("{whole} answers beside them were whole");
-                Row { note, held: Some((before, after)), ..Row::of(count) }
+                let leak = after.is_more_than(&before);
+                Row { note, held: Some((before, after)), ..Row::of(count).leaks(leak) }
             })
             .await
         }

@@ -27,7 +27,7 @@ pub const LABS: [(&str, Carrier); 10] = [
 ];
 
 /// What the outages of one lab, or of several, were.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Outages {
     /// All of them.
     pub count: u32,
@@ -36,6 +36,8 @@ pub struct Outages {
     /// What both programs held before and after; of several labs, where they hold most.
     pub before: Held,
     pub after: Held,
+    /// What was held more after than before, a line for each lab.
+    pub leaks: Vec<String>,
 }
 
 /// The number of tokens that an answer of this length has.
@@ -58,6 +60,7 @@ pub async fn all(program: &str, labs: usize, count: u32, seed: u64) -> Outages {
         let one = one.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
         sum.count += one.count;
         sum.met += one.met;
+        sum.leaks.extend(one.leaks);
         if one.after.server.rss_kib > sum.after.server.rss_kib {
             (sum.before, sum.after) = (one.before, one.after);
         }
@@ -97,5 +100,6 @@ async fn on(program: &str, link: &'static str, carrier: Carrier, count: u32, see
     }
     far.is_one_session();
     let after = quiet_after(&far.world, &far.device, &far.up, &before).await;
-    Outages { count, met, before, after }
+    let leak = after.is_more_than(&before).map(|more| format!("{link} over {carrier:?}: {more}"));
+    Outages { count, met, before, after, leaks: leak.into_iter().collect() }
 }

@@ -28,7 +28,7 @@ const BUFFER: usize = 4 << 20;
 /// # Errors
 /// If the system gives no sockets.
 pub fn handed_on() -> io::Result<(OwnedFd, Inbox)> {
-    let (near, far) = UnixDatagram::pair()?;
+    let (near, far) = pair()?;
     for end in [&near, &far] {
         let end = socket2::SockRef::from(end);
         // With less room only more datagrams are dropped.
@@ -37,6 +37,22 @@ pub fn handed_on() -> io::Result<(OwnedFd, Inbox)> {
     }
     far.set_nonblocking(true)?;
     Ok((near.into(), Inbox(tokio::net::UnixDatagram::from_std(far)?)))
+}
+
+/// Two sockets that keep datagrams apart and can send to each other only. Those of `SOCK_DGRAM` could
+/// send to any Unix socket, so a server in its sandbox may not make them.
+#[cfg(target_os = "linux")]
+fn pair() -> io::Result<(UnixDatagram, UnixDatagram)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let (unix, packets) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    let (near, far) = socketpair(unix, packets, SocketFlags::CLOEXEC, None)?;
+    Ok((near.into(), far.into()))
+}
+
+/// macOS has no others that keep datagrams apart.
+#[cfg(not(target_os = "linux"))]
+fn pair() -> io::Result<(UnixDatagram, UnixDatagram)> {
+    UnixDatagram::pair()
 }
 
 /// The reader's end.
@@ -92,6 +108,12 @@ impl Inbox {
         for (buf, meta) in bufs.iter_mut().zip(meta) {
             let mut read = ReadBuf::new(&mut framed);
             match self.0.poll_recv(cx, &mut read) {
+                // The reader is gone; the system says so at each call. Nothing comes any more, so
+                // there is nothing to wake this task for.
+                Poll::Ready(Ok(())) if read.filled().is_empty() && received == 0 => {
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(())) if read.filled().is_empty() => break,
                 Poll::Ready(Ok(())) => {}
                 Poll::Pending if received == 0 => return Poll::Pending,
                 // An error is not the end of a connection.
@@ -203,6 +225,23 @@ mod tests {
         }
         drop(inbox);
         assert!(!hand_on.send(&[0; 1200], &any));
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_gone_keeps_nobody_busy_and_loses_nothing() {
+        let (near, inbox) = handed_on().expect("sockets");
+        let hand_on = HandOn::new(near).expect("usable");
+        let any = meta("192.0.2.7:4433", None, None);
+        assert!(hand_on.send(&[7; 1200], &any));
+        drop(hand_on);
+        assert_eq!(received(&inbox, 3).await.len(), 1);
+        let more = std::pin::pin!(received(&inbox, 3));
+        let more = polled(more).await;
+        assert!(more.is_pending(), "it would be asked again at once, for good");
+    }
+
+    async fn polled<F: Future>(mut future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+        std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
     }
 
     #[test]

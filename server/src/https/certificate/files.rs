@@ -19,6 +19,8 @@ use rustls::{
 };
 use zeroize::Zeroizing;
 
+use crate::outside;
+
 /// The longest file that is read, in bytes.
 const LONGEST: u64 = 1 << 20;
 
@@ -96,7 +98,10 @@ fn read(
             ),
             _ => "name the files with --tls-cert and --tls-key".to_owned(),
         };
-        failure.source(e).hint(hint)
+        let failure = failure.source(e);
+        // At a renewal; at the start nothing was given up yet.
+        let hint = outside::cure(&failure).map_or(hint, str::to_owned);
+        failure.hint(hint)
     };
     let file = std::fs::File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;

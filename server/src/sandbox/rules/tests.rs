@@ -64,6 +64,19 @@ fn on_a_machine<T>(variables: &[(&str, &str)], with: impl FnOnce(&Machine<'_>) -
             }
             _ => None,
         },
+        links: &|path| {
+            let links: &[(&str, &str)] = match path.to_str() {
+                Some("/srv/tls/current/cert.pem") => &[("/srv/tls/current", "/opt/releases/r1")],
+                // As `/data` on a disk of its own; a directory of the user; a link in the root.
+                Some("/data/tls/key.pem") => &[
+                    ("/data", "/mnt/disk/data"),
+                    ("/mnt/disk/data/tls", "/home/ann/tls"),
+                    ("/home/ann/tls/key.pem", "/home/ann/tls/../keys/key.pem"),
+                ],
+                _ => &[],
+            };
+            links.iter().map(|(link, target)| (link.into(), target.into())).collect()
+        },
     })
 }
 
@@ -170,6 +183,20 @@ fn a_server_may_what_its_settings_need_and_no_more() {
             "[https]\nlisten = ['127.0.0.1:8443']\ntls_cert = '/etc/letsencrypt/live/gpu/fullchain.pem'\ntls_key = '/etc/letsencrypt/live/gpu/privkey.pem'",
             vec![],
             vec!["r:/etc/letsencrypt/archive/gpu", "r:/etc/letsencrypt/live/gpu"],
+        ),
+        (
+            // Links to directories are switched at a renewal.
+            "[https]\nlisten = ['127.0.0.1:8443']\ntls_cert = '/srv/tls/current/cert.pem'\ntls_key = '/data/tls/key.pem'",
+            vec![],
+            vec![
+                "r:/srv/tls/current",
+                "r:/srv/tls",
+                "r:/opt/releases",
+                "r:/data/tls",
+                "r:/mnt/disk/data",
+                "r:/home/ann/tls",
+                "r:/home/ann/tls/../keys",
+            ],
         ),
     ] {
         let found = on_a_machine(&variables, |machine| needed(dir.path(), text, machine).1);

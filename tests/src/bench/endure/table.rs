@@ -26,6 +26,13 @@ impl Row {
         Self { count, ..Self::default() }
     }
 
+    /// What it left open counts as failures.
+    pub(super) fn leaks(mut self, leaks: impl IntoIterator<Item = String>) -> Self {
+        self.failures.extend(leaks);
+        self.failed = self.failures.len() as u64;
+        self
+    }
+
     /// A part that could not come to its end.
     pub(super) fn failed(what: &'static str, why: String, took: Duration) -> Self {
         let seconds = took.as_secs_f64();
@@ -60,6 +67,8 @@ mod tests {
     fn a_row_has_a_cell_for_each_column() {
         let held = Some((Held::default(), Held::default()));
         let whole = Row { what: "x", held, note: "y".to_owned(), ..Row::of(3) };
+        assert_eq!(Row::of(3).leaks(None).failed, 0);
+        assert_eq!(Row::of(3).leaks(["aditd holds more".to_owned()]).failed, 1);
         let failed = Row::failed("z", "why".to_owned(), Duration::from_secs(7));
         let text = render(&[whole, failed]);
         let cells: Vec<_> = text.lines().map(|line| line.matches('|').count()).collect();

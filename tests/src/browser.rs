@@ -45,7 +45,11 @@ impl Chromium {
     pub fn find() -> Option<Self> {
         let is_there = |name: &&str| {
             let mut command = Command::new(name);
-            command.arg("--version").stdin(Stdio::null()).output().is_ok()
+            command
+                .arg("--version")
+                .stdin(Stdio::null())
+                .output()
+                .is_ok_and(|out| out.status.success())
         };
         let found = NAMES.into_iter().find(is_there);
         if found.is_none() {
@@ -61,10 +65,10 @@ impl Chromium {
         self
     }
 
-    /// Opens a page at `http://HOST/`; for `localhost`, at a port of its own. It runs the script, the body of an async function. What that
-    /// gives to `tell`, and what it returns or throws, is what [`Page::tells`] returns. With
-    /// `rebound_to`, every other path of this origin leads to that address, once the page is loaded:
-    /// the name of the site has another address then.
+    /// Opens a page at `http://HOST/`; for `localhost`, at a port of its own. It runs the script, the
+    /// body of an async function. What that gives to `tell`, and what it returns or throws, is what
+    /// [`Page::tells`] returns. With `rebound_to`, every other path of this origin leads to that address,
+    /// once the page is loaded: the name of the site has another address then.
     pub async fn open(&self, host: &str, script: &str, rebound_to: Option<SocketAddr>) -> Page {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");

@@ -66,7 +66,7 @@ pub fn assert_no_defect(log: &str) {
 /// Asserts that a command succeeded.
 #[track_caller]
 pub fn assert_ok(ended: &Ended) {
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
 }
 
 /// Runs `adit up` until it ends by itself.

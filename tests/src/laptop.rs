@@ -2,7 +2,6 @@
 //! of its ssh.
 
 use std::{
-    os::unix::fs::PermissionsExt,
     path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
@@ -10,6 +9,7 @@ use std::{
 use crate::{
     process::{Ended, Process},
     sshd::Sshd,
+    state_files::chmod,
     terminal::Terminal,
     world::{Device, SOON, Up, World},
 };
@@ -128,7 +128,6 @@ pub fn remote_aditd(world: &World) -> PathBuf {
         real.display()
     );
     std::fs::write(dir.join("aditd"), script).expect("written");
-    std::fs::set_permissions(dir.join("aditd"), std::fs::Permissions::from_mode(0o700))
-        .expect("chmod");
+    chmod(&dir.join("aditd"), 0o700);
     dir
 }

@@ -7,26 +7,54 @@ use std::io::Write;
 /// ports (Linux 6.7). That cannot be installed, so `ADIT_REQUIRE_ALL` does not ask for it; it asks
 /// for everything else, so the kernel is looked at here, and the program that is tested not believed.
 pub fn skip_without_landlock() -> bool {
-    if kernel_limits_ports() {
+    if landlock::limits_ports() {
         return false;
     }
-    let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    let why = "this kernel has no Landlock that limits TCP ports";
-    let _ = writeln!(std::io::stderr(), "skipped {test}: {why}");
+    say_skipped("this kernel has no Landlock that limits TCP ports");
     true
 }
 
+/// Whether the kernel of this machine has a Landlock that limits signals (Linux 6.12).
+pub fn landlock_limits_signals() -> bool {
+    landlock::limits_signals()
+}
+
 #[cfg(target_os = "linux")]
-fn kernel_limits_ports() -> bool {
-    use landlock::{AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr};
+mod landlock {
+    use landlock::{AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
+
     // A set of rules that is not put in force.
-    let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
-    ruleset.handle_access(AccessNet::ConnectTcp).is_ok()
+    fn rules() -> Ruleset {
+        Ruleset::default().set_compatibility(CompatLevel::HardRequirement)
+    }
+
+    pub(super) fn limits_ports() -> bool {
+        rules().handle_access(AccessNet::ConnectTcp).is_ok()
+    }
+
+    pub(super) fn limits_signals() -> bool {
+        rules().scope(Scope::Signal).is_ok()
+    }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn kernel_limits_ports() -> bool {
-    false
+mod landlock {
+    pub(super) fn limits_ports() -> bool {
+        false
+    }
+
+    pub(super) fn limits_signals() -> bool {
+        false
+    }
+}
+
+fn this_test() -> String {
+    std::thread::current().name().unwrap_or("a test").to_owned()
+}
+
+/// Says so also if the output of tests is captured.
+fn say_skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped {}: {why}", this_test());
 }
 
 /// Reports that a test is skipped because `missing` is not on this machine, also if the output of
@@ -35,11 +63,11 @@ fn kernel_limits_ports() -> bool {
 /// # Panics
 /// If `ADIT_REQUIRE_ALL` is set, as in CI: there no test may be skipped.
 pub fn skip_test(missing: &str) -> bool {
-    let test = std::thread::current().name().unwrap_or("a test").to_owned();
     assert!(
         std::env::var_os("ADIT_REQUIRE_ALL").is_none(),
-        "{test}: {missing}, and ADIT_REQUIRE_ALL is set"
+        "{}: {missing}, and ADIT_REQUIRE_ALL is set",
+        this_test()
     );
-    let _ = writeln!(std::io::stderr(), "skipped {test}: {missing}");
+    say_skipped(missing);
     true
 }

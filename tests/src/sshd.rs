@@ -4,12 +4,13 @@
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use tokio::net::TcpStream;
+
+use crate::state_files::chmod;
 
 const SSHD: &str = "/usr/sbin/sshd";
 
@@ -56,7 +57,7 @@ impl Sshd {
     /// Like [`Sshd::start`], on another address of this machine.
     pub async fn start_at(ip: IpAddr, dir: &Path, path: &Path) -> Self {
         fs::create_dir_all(dir).expect("a directory");
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).expect("chmod");
+        chmod(dir, 0o700);
         keygen(&dir.join("host"), &["-t", "ed25519", "-N", ""]);
         keygen(&dir.join("user"), &["-t", "ed25519", "-N", ""]);
         // The port is freed just before sshd binds it, because sshd can't report which free port it
@@ -73,7 +74,7 @@ impl Sshd {
         let ssh = dir.join("ssh");
         fs::write(&ssh, format!("#!/bin/sh\nexec ssh -F {d}/ssh_config \"$@\"\n"))
             .expect("written");
-        fs::set_permissions(&ssh, fs::Permissions::from_mode(0o700)).expect("chmod");
+        chmod(&ssh, 0o700);
         let url = format!("ssh://{}@{address}", user_name());
         let sshd =
             Self { url, ssh, address, dir: dir.to_owned(), shadow: None, child: run(dir, None) };
@@ -88,7 +89,7 @@ impl Sshd {
     pub fn authorize(&self, name: &str, options: &str) {
         let file = self.dir.join("authorized_keys");
         fs::write(&file, format!("{options} {}", self.public(name)).trim_start()).expect("written");
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("chmod");
+        chmod(&file, 0o600);
     }
 
     /// Makes a key `name` with these arguments of ssh-keygen.
@@ -153,7 +154,7 @@ impl Sshd {
         let shadow = self.dir.join("shadow");
         fs::write(&shadow, format!("{}:{hash}:20000:0:99999:7:::\n", user_name()))
             .expect("written");
-        fs::set_permissions(&shadow, fs::Permissions::from_mode(0o600)).expect("chmod");
+        chmod(&shadow, 0o600);
         self.shadow = Some(shadow);
         self.configure(&format!("PubkeyAuthentication no\n{lines}")).await;
     }

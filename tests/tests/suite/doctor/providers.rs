@@ -1,10 +1,10 @@
 //! The providers that the configuration names: the one at which people sign in, and the one whose
 //! tokens count.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::fs;
 
 use serde_json::json;
-use tests::{doctor::Diagnosis, provider::Provider, signing_in, world::World};
+use tests::{doctor::Diagnosis, provider::Provider, signing_in, state_files::chmod, world::World};
 
 use crate::PROGRAM;
 
@@ -32,11 +32,11 @@ async fn a_provider_that_cannot_be_asked_and_a_secret_that_others_can_read_are_t
     provider.tell("down", json!({ "is": false })).await;
     assert_eq!(doctor(&world).await.verdict("oidc"), "ok");
     let secret = provider.secret_file();
-    fs::set_permissions(&secret, PermissionsExt::from_mode(0o644)).expect("its mode");
+    chmod(&secret, 0o644);
     let cure = format!("chmod 600 '{}'", secret.display());
     doctor(&world).await.names("config", "bad", "can be read by other users", &cure);
     // A provider that is not what the settings say.
-    fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).expect("its mode");
+    chmod(&secret, 0o600);
     let config = fs::read_to_string(world.config()).expect("read");
     let other = config.replace(&*issuer, &issuer.replace("127.0.0.1", "localhost"));
     fs::write(world.config(), other).expect("written");

@@ -9,7 +9,7 @@ use std::{
 use tests::{
     cli_assert::{FAILED, USAGE, assert_ok, assert_told},
     raw::{self, ROOT},
-    state_files::{devices, text},
+    state_files::{chmod, devices, text},
     world::{Device, SOON, World},
 };
 
@@ -41,7 +41,7 @@ async fn held(world: &World) -> Vec<String> {
 fn passphrase(world: &World, said: &str) -> PathBuf {
     let file = world.scratch("").join(format!("passphrase-{said}"));
     fs::write(&file, format!("{said}\n")).expect("written");
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("mode");
+    chmod(&file, 0o600);
     file
 }
 

@@ -1,6 +1,6 @@
 //! What was stolen: a certificate without its key, and a backup with the server's keys.
 
-use std::{fs, os::unix::fs::PermissionsExt, sync::Arc};
+use std::{fs, sync::Arc};
 
 use common::transport::tls;
 use proto::wire::ALPN_TUNNEL;
@@ -12,7 +12,7 @@ use tests::{
     cli_assert::assert_ok,
     credentials::{certified, issued, new_key},
     raw::{self, ROOT},
-    state_files::{profile, store, stored, text},
+    state_files::{chmod, profile, store, stored, text},
     stranger::{Gate, attempt},
     world::World,
 };
@@ -47,7 +47,7 @@ async fn a_stolen_backup_opens_nothing_and_after_a_rotation_nobody_believes_its_
     let (laptop, code) = (world.device("laptop").await, world.invite("desk").await);
     let (backup, passphrase) = (world.scratch("backup"), world.scratch("passphrase"));
     fs::write(&passphrase, "known to the thief\n").expect("written");
-    fs::set_permissions(&passphrase, fs::Permissions::from_mode(0o600)).expect("mode");
+    chmod(&passphrase, 0o600);
     let with_keys =
         ["backup", text(&backup), "--with-ca-key", "--passphrase-file", text(&passphrase)];
     assert_ok(&world.aditd(&with_keys).await);

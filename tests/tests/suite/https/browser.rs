@@ -1,13 +1,13 @@
 //! Web pages in a real browser: it asks for the rules of CORS, and keeps them.
 
-use std::{os::unix::fs::PermissionsExt, time::Duration};
+use std::time::Duration;
 
-use rcgen::{CertificateParams, KeyPair, PublicKeyData};
+use rcgen::PublicKeyData;
 use serde_json::Value;
 use tempfile::TempDir;
-use tests::{browser::Chromium, ollama::Options, world::SOON};
+use tests::{browser::Chromium, cli_assert::assert_ok, ollama::Options, world::SOON};
 
-use super::{Https, assert_done};
+use super::{Https, own_certificate};
 
 const CONFIG: &str = "[https]\norigins = [\"http://chat.example\"]\n";
 /// What the scripts share: a request that a browser asks about first, and a reader of a stream.
@@ -33,12 +33,8 @@ const read = async (answer, third) => {
 async fn start() -> Option<(Https, Chromium, String, TempDir)> {
     let chromium = Chromium::find()?;
     let dir = tempfile::tempdir().expect("a directory");
-    let pair = KeyPair::generate().expect("a key");
-    let named = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+    let pair = own_certificate(dir.path());
     let (cert, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
-    std::fs::write(&cert, named.self_signed(&pair).expect("signed").pem()).expect("written");
-    std::fs::write(&key, pair.serialize_pem()).expect("written");
-    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).expect("its mode");
     let chromium = chromium.trusts(&pair.subject_public_key_info());
     let options = Options { token_interval: Duration::from_millis(20), ..Options::default() };
     let flags =
@@ -75,7 +71,7 @@ return { cut, after: (await ask(key, 8)).status }
     assert_eq!(wrong["status"], 401, "{wrong}");
     assert!(wrong["text"].as_str().is_some_and(|text| text.contains("not valid")), "{wrong}");
     assert_eq!(page.tells().await, "begun");
-    assert_done(&https.world.aditd(&["key", "revoke", "page"]).await);
+    assert_ok(&https.world.aditd(&["key", "revoke", "page"]).await);
     let end = page.tells().await;
     assert_eq!((&end["cut"], &end["after"]), (&"TypeError".into(), &401.into()), "{end}");
     let stopped = https.world.ollama.wait_for(|now| now.running == 0, SOON).await;

@@ -3,12 +3,13 @@
 use std::{path::Path, process::Command, time::Duration};
 
 use tests::{
+    cli_assert::assert_ok,
     ollama::Options,
     state_files::{self, chmod},
     world::{SOON, World},
 };
 
-use super::{Got, Https, address, assert_done};
+use super::{Got, Https, address};
 use crate::PROGRAM;
 
 /// Makes a certificate for localhost and its key, as an owner would.
@@ -134,6 +135,6 @@ async fn an_enrolled_device_shows_its_certificate_in_place_of_a_key_until_it_is_
     let lines = https.world.audit_has(1, |line| line["event"] == "request").await;
     assert_eq!((&lines[0]["device"], &lines[0]["carrier"]), (&"laptop".into(), &"https".into()));
     assert!(lines[0]["key"].is_null(), "{}", lines[0]);
-    assert_done(&https.world.aditd(&["device", "revoke", "laptop"]).await);
+    assert_ok(&https.world.aditd(&["device", "revoke", "laptop"]).await);
     assert_eq!(shown().await.status, 0, "the handshake fails");
 }

@@ -2,14 +2,14 @@
 
 use std::{process::Stdio, time::Duration};
 
-use tests::{clients::Client, ollama::Options, world::SOON};
+use tests::{cli_assert::assert_ok, clients::Client, ollama::Options, world::SOON};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{ChildStdout, Command},
     time::Instant,
 };
 
-use super::{Https, assert_done, endless::Endless};
+use super::{Https, endless::Endless};
 
 /// How soon a client has to learn that its answer is cut.
 const CUT_WITHIN: Duration = Duration::from_secs(10);
@@ -58,7 +58,7 @@ async fn is_cut(client: Option<Client>, package: &str) {
     let mut running = command.spawn().expect("it runs");
     let mut said = BufReader::new(running.stdout.take().expect("its output"));
     wait_for(&mut said, "begun", SOON).await;
-    assert_done(&https.world.aditd(&["key", "revoke", "app"]).await);
+    assert_ok(&https.world.aditd(&["key", "revoke", "app"]).await);
     let revoked = Instant::now();
     wait_for(&mut said, "cut", CUT_WITHIN).await;
     eprintln!("{package}: cut after {:?}", revoked.elapsed());
@@ -149,7 +149,7 @@ async fn curl_is_cut_in_the_middle_of_an_answer_however_it_sends_its_key() {
         let flag = if way == "me:" { "--user" } else { "--header" };
         let args = [flag, &format!("{way}{key}")];
         let running = Endless::begun_with(&https, &args).await;
-        assert_done(&https.world.aditd(&["key", "revoke", "app"]).await);
+        assert_ok(&https.world.aditd(&["key", "revoke", "app"]).await);
         let revoked = Instant::now();
         running.was_cut().await;
         assert!(revoked.elapsed() < CUT_WITHIN, "{way}: after {:?}", revoked.elapsed());

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tests::{fake_clock::FakeClock, ollama::Options, raw, world::SOON};
+use tests::{cli_assert::assert_ok, fake_clock::FakeClock, ollama::Options, raw, world::SOON};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Https, address, assert_done, endless::Endless};
+use super::{Https, address, endless::Endless};
 
 const GENERATE: &str = r#"{"model":"stand-in:latest","prompt":"x","options":{"num_predict":4}}"#;
 
@@ -59,7 +59,7 @@ async fn a_key_has_its_role_its_models_and_its_limits_and_the_audit_log_names_it
     assert!(other.body.contains("`aditd key models phone MODEL…`"), "{}", other.body);
     let long = format!(r#"{{"model":"stand-in:latest","prompt":"{}"}}"#, "x".repeat(2000));
     assert_eq!(https.with_key(&key, "/api/generate", &["--data", &long]).await.status, 413);
-    assert_done(&https.world.aditd(&["key", "role", "phone", "models"]).await);
+    assert_ok(&https.world.aditd(&["key", "role", "phone", "models"]).await);
     let now = https
         .with_key(
             &key,
@@ -88,7 +88,7 @@ async fn a_key_has_its_role_its_models_and_its_limits_and_the_audit_log_names_it
     let status = https.world.status().await;
     assert_eq!(status["https"]["callers"][0]["name"], "phone", "{status}");
     let listed = https.world.aditd(&["key", "models", "phone", "other"]).await;
-    assert_done(&listed);
+    assert_ok(&listed);
     let note = "Ollama here does not have `other`";
     assert!(listed.stderr.contains(note), "a mistake in a name is told: {}", listed.stderr);
 }
@@ -99,7 +99,7 @@ async fn a_revoked_key_cuts_its_answer_in_the_middle_and_opens_nothing_more() {
     let https = Https::start(options, "").await;
     let (key, other) = (https.key("phone", &[]).await, https.key("desk", &[]).await);
     let running = Endless::begun(&https, &key).await;
-    assert_done(&https.world.aditd(&["key", "revoke", "phone"]).await);
+    assert_ok(&https.world.aditd(&["key", "revoke", "phone"]).await);
     running.was_cut().await;
     https
         .world
@@ -120,7 +120,7 @@ async fn a_rotated_key_works_with_both_secrets_until_the_overlap_ends() {
     let https = Https::start(Options::default(), "").await;
     let old = https.key("ci", &[]).await;
     let rotated = https.world.aditd(&["key", "rotate", "ci"]).await;
-    assert_done(&rotated);
+    assert_ok(&rotated);
     let new = rotated.stdout.trim().to_owned();
     for key in [&old, &new] {
         assert_eq!(https.with_key(key, "/api/tags", &[]).await.status, 200);
@@ -132,7 +132,7 @@ async fn a_rotated_key_works_with_both_secrets_until_the_overlap_ends() {
     assert!(new.starts_with(secrets[0]["prefix"].as_str().expect("a prefix")), "{listed}");
     assert!(!listed.to_string().contains(&new) && !listed.to_string().contains(&old));
     let rotated = https.world.aditd(&["key", "rotate", "ci", "--overlap", "0s"]).await;
-    assert_done(&rotated);
+    assert_ok(&rotated);
     for key in [&old, &new] {
         assert_eq!(https.with_key(key, "/api/tags", &[]).await.status, 401);
     }
@@ -165,7 +165,7 @@ async fn the_end_of_a_key_and_that_of_an_overlap_cut_what_runs_and_no_other_key(
     let mut of_stays = Endless::begun(&https, &stays).await;
     // The key had no end when its answer began.
     let new = https.world.aditd(&["key", "rotate", "rotated", "--overlap", "20m"]).await;
-    assert_done(&new);
+    assert_ok(&new);
     of_rotated.goes_on().await;
     clock.set_ahead(40 * 60);
     of_rotated.was_cut().await;

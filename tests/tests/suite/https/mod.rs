@@ -15,11 +15,16 @@ mod strangers;
 mod tokens;
 mod users;
 
-use std::{net::SocketAddr, path::PathBuf, process::Stdio};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
+use rcgen::{CertificateParams, KeyPair};
 use tests::{
     ollama::Options,
-    process::Ended,
+    state_files::chmod,
     world::{SOON, World},
 };
 
@@ -117,6 +122,14 @@ async fn address(world: &World) -> SocketAddr {
     listening.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("{status}"))
 }
 
-fn assert_done(ended: &Ended) {
-    assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+/// Makes a certificate for `localhost` in `tls.crt` of this directory, and its key in `tls.key`.
+fn own_certificate(dir: &Path) -> KeyPair {
+    let pair = KeyPair::generate().expect("a key");
+    let named = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+    let key = dir.join("tls.key");
+    std::fs::write(dir.join("tls.crt"), named.self_signed(&pair).expect("signed").pem())
+        .expect("written");
+    std::fs::write(&key, pair.serialize_pem()).expect("written");
+    chmod(&key, 0o600);
+    pair
 }

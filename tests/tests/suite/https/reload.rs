@@ -1,11 +1,10 @@
 //! `aditd reload` puts changed settings of the listener in force, and says what needs a restart.
 
-use std::{os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
-use rcgen::{CertificateParams, KeyPair};
-use tests::{ollama::Options, process::Ended, world::World};
+use tests::{cli_assert::assert_ok, ollama::Options, process::Ended, world::World};
 
-use super::{Https, address, assert_done, endless::Endless};
+use super::{Https, address, endless::Endless, own_certificate};
 use crate::PROGRAM;
 
 const PAGE: &str = "Origin: https://chat.example.com";
@@ -27,14 +26,11 @@ impl Https {
     }
 }
 
-/// Makes a certificate for `localhost`, and its key, in files of this directory.
+/// Makes a certificate for `localhost`, and its key, in files of this directory. The settings that
+/// name them.
 fn make(dir: &Path) -> String {
-    let pair = KeyPair::generate().expect("a key");
-    let named = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+    own_certificate(dir);
     let (cert, key) = (dir.join("tls.crt"), dir.join("tls.key"));
-    std::fs::write(&cert, named.self_signed(&pair).expect("signed").pem()).expect("written");
-    std::fs::write(&key, pair.serialize_pem()).expect("written");
-    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).expect("its mode");
     format!("tls_cert = '{}'\ntls_key = '{}'", cert.display(), key.display())
 }
 
@@ -51,7 +47,7 @@ async fn origins_names_and_files_of_the_certificate_are_in_force_after_a_reload(
 
     let table = "origins = ['https://chat.example.com']\nnames = ['gpu.example.com']";
     let done = https.reload(table).await;
-    assert_done(&done);
+    assert_ok(&done);
     assert!(!done.stderr.contains("restart"), "{done:?}");
     let got = https.with_key(&key, "/api/tags", &asks).await;
     assert_eq!(got.status, 200, "{got:?}");
@@ -64,7 +60,7 @@ async fn origins_names_and_files_of_the_certificate_are_in_force_after_a_reload(
     let bad = https.reload(&files.replace("tls.key", "tls.crt")).await;
     assert!(bad.code == Some(2) && bad.stderr.contains("have not changed"), "{bad:?}");
     assert_eq!(https.with_key(&key, "/api/tags", &[]).await.code, Some(60));
-    assert_done(&https.reload(&files).await);
+    assert_ok(&https.reload(&files).await);
     assert_eq!(https.with_key(&key, "/api/tags", &[]).await.status, 200);
     assert_eq!(https.with_key(&key, "/api/tags", &asks).await.status, 403);
     let status = https.world.status().await;
@@ -78,7 +74,7 @@ async fn origins_names_and_files_of_the_certificate_are_in_force_after_a_reload(
         }
     };
     tokio::time::timeout(Duration::from_secs(60), renewed).await.expect("the new one is in use");
-    assert_done(&https.reload("").await);
+    assert_ok(&https.reload("").await);
     https.ca = own;
     assert_eq!(https.with_key(&key, "/api/tags", &[]).await.status, 200);
     running.goes_on().await;
@@ -98,7 +94,7 @@ async fn files_of_a_certificate_that_the_sandbox_hides_are_refused_with_a_cure()
             assert!(refused.stderr.contains(says), "{refused:?}");
         }
     } else {
-        assert_done(&refused);
+        assert_ok(&refused);
     }
 }
 
@@ -116,7 +112,7 @@ async fn another_address_and_another_authority_are_said_to_need_a_restart() {
     ] {
         std::fs::write(world.config(), &text).expect("written");
         let done = world.aditd(&["reload"]).await;
-        assert_done(&done);
+        assert_ok(&done);
         assert!(done.stderr.contains(says), "{text}: {done:?}");
         assert_eq!(address(&world).await, before);
     }

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::{fake_clock::FakeClock, ollama::Options, provider::Provider, world::SOON};
+use tests::{
+    cli_assert::assert_ok, fake_clock::FakeClock, ollama::Options, provider::Provider, world::SOON,
+};
 
 use tokio::io::AsyncReadExt;
 
-use super::{Got, Https, address, assert_done, endless::Endless};
+use super::{Got, Https, address, endless::Endless};
 
 const ROLES: &str = r#"roles = { admins = "admin", users = "infer" }"#;
 
@@ -149,7 +151,7 @@ async fn settings_that_are_read_again_hold_for_answers_that_run() {
     let running = Endless::begun(&https, &token).await;
     let roles = r#"roles = { admins = "admin" }"#;
     std::fs::write(https.world.config(), config(&provider, roles)).expect("written");
-    assert_done(&https.world.aditd(&["reload"]).await);
+    assert_ok(&https.world.aditd(&["reload"]).await);
     running.was_cut().await;
     https
         .world
@@ -159,7 +161,7 @@ async fn settings_that_are_read_again_hold_for_answers_that_run() {
         .expect("the service stops");
     assert_eq!(https.with_key(&token, "/api/tags", &[]).await.status, 403);
     std::fs::write(https.world.config(), "").expect("written");
-    assert_done(&https.world.aditd(&["reload"]).await);
+    assert_ok(&https.world.aditd(&["reload"]).await);
     assert_eq!(https.with_key(&token, "/api/tags", &[]).await.status, 401);
     for (wrong, says) in [
         (config(&provider, r#"roles = { users = "boss" }"#), "no role `boss`"),
@@ -177,7 +179,7 @@ async fn a_revoked_user_is_out_in_the_middle_of_an_answer_until_restored() {
     let token = provider.token("alice", "adit").await;
     let running = Endless::begun(&https, &token).await;
     let revoke = ["user", "revoke", "alice@example.com", "--reason", "left the team"];
-    assert_done(&https.world.aditd(&revoke).await);
+    assert_ok(&https.world.aditd(&revoke).await);
     running.was_cut().await;
     let newer = provider.token("alice", "adit").await;
     for token in [&token, &newer] {
@@ -185,7 +187,7 @@ async fn a_revoked_user_is_out_in_the_middle_of_an_answer_until_restored() {
         assert_eq!(refused.status, 401, "{refused:?}");
         assert!(error(&refused).contains("left the team"), "{refused:?}");
     }
-    assert_done(&https.world.aditd(&["user", "restore", "alice@example.com"]).await);
+    assert_ok(&https.world.aditd(&["user", "restore", "alice@example.com"]).await);
     assert_eq!(https.with_key(&token, "/api/tags", &[]).await.status, 200);
     let unknown = https.world.aditd(&["user", "revoke", "not a name"]).await;
     assert!(unknown.code == Some(1) && unknown.stderr.contains("no user"), "{}", unknown.stderr);
@@ -224,7 +226,7 @@ async fn in_a_tunnel_a_token_narrows_what_a_device_may_if_the_owner_wants_it() {
         assert_eq!(ask(up.url("/api/delete"), key, &missing).await, delete, "{key}");
     }
     std::fs::write(world.config(), config(&provider, ROLES)).expect("written");
-    assert_done(&world.aditd(&["reload"]).await);
+    assert_ok(&world.aditd(&["reload"]).await);
     assert_eq!(ask(desk.url("/api/tags"), &other, &[]).await, 200, "tokens mean nothing there now");
 }
 

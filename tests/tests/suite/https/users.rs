@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tests::{
+    cli_assert::assert_ok,
     ollama::Options,
     raw,
     world::{SOON, Up},
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
-use super::{Https, assert_done, endless::Endless};
+use super::{Https, endless::Endless};
 
 const GENERATE: &str = r#"{"model":"stand-in:latest","prompt":"x","options":{"num_predict":4}}"#;
 const COPY: &str = r#"{"source":"stand-in","destination":"other"}"#;
@@ -18,9 +19,9 @@ const COPY: &str = r#"{"source":"stand-in","destination":"other"}"#;
 /// A device of this user, with its tunnel up.
 async fn device(https: &Https, name: &str, user: &str) -> Up {
     let invited = https.world.aditd(&["invite", name, "--user", user]).await;
-    assert_done(&invited);
+    assert_ok(&invited);
     let device = https.world.stranger(name);
-    assert_done(&device.enroll(&invited.stdout, &[]).await);
+    assert_ok(&device.enroll(&invited.stdout, &[]).await);
     device.up(&[]).await
 }
 
@@ -74,7 +75,7 @@ async fn devices_and_keys_of_a_user_share_a_limit_and_a_revoked_user_loses_all_o
     let text = https.world.aditd(&["status"]).await.stdout;
     assert!(text.contains("alice, 2 of 2 running"), "{text}");
 
-    assert_done(&https.world.aditd(&["user", "revoke", "alice", "--reason", "left"]).await);
+    assert_ok(&https.world.aditd(&["user", "revoke", "alice", "--reason", "left"]).await);
     let (_, ending) = raw::read_to_end(&mut app).await;
     assert_eq!(ending, raw::Ending::Reset, "a cut never looks like an end");
     answer.was_cut().await;
@@ -137,7 +138,7 @@ async fn the_role_of_a_user_is_that_of_all_devices_and_keys() {
     };
     let by_key = async |key: &str| https.with_key(key, "/api/copy", &["--data", COPY]).await.status;
     assert_eq!((by_laptop().await.as_str(), by_key(&phone).await), ("403", 403));
-    assert_done(&https.world.aditd(&["user", "role", "alice", "models"]).await);
+    assert_ok(&https.world.aditd(&["user", "role", "alice", "models"]).await);
     assert_ne!(by_laptop().await, "403");
     assert_ne!(by_key(&phone).await, 403);
     assert_eq!(by_key(&desk).await, 403, "that of another user");

@@ -1,13 +1,11 @@
 //! One command replaces the aditd on a box, and no running answer is lost.
 
-use std::{
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use tests::{
     bare_box::{BareBox, Kind},
     raw,
+    state_files::chmod,
     world::SOON,
 };
 use tokio::io::AsyncWriteExt;
@@ -98,7 +96,7 @@ async fn an_upgrade_that_cannot_be_done_leaves_the_aditd_that_runs() {
     // A program of another version, as far as it says.
     let other = gpu.scratch("other");
     std::fs::write(&other, b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0").expect("written");
-    std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+    chmod(&other, 0o755);
     let refused = gpu.adit(&["upgrade", &gpu.url, "--yes", "--server-binary", path(&other)]).await;
     assert_eq!(refused.code, Some(1));
     assert!(refused.stderr.contains("cannot be run"), "{}", refused.stderr);

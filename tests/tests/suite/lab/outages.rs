@@ -22,7 +22,8 @@ async fn outages_at_any_moment_lose_no_token_and_repeat_none() {
     if is_missing() {
         return;
     }
-    cuts::all(PROGRAM, cuts::LABS.len(), usual_or_long(8, 25), seed(100)).await;
+    let cut = cuts::all(PROGRAM, cuts::LABS.len(), usual_or_long(8, 25), seed(100)).await;
+    assert_eq!(cut.leaks, Vec::<String>::new());
 }
 
 /// A long outage, with the laptop awake or asleep.

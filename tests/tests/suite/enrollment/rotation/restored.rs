@@ -1,8 +1,12 @@
 //! Backups of before and after a rotation.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::fs;
 
-use tests::{cli_assert::assert_ok, state_files::text, world::World};
+use tests::{
+    cli_assert::assert_ok,
+    state_files::{chmod, text},
+    world::World,
+};
 
 use super::{gets_it, rotate, states, trusted};
 use crate::PROGRAM;
@@ -46,7 +50,7 @@ async fn a_backup_with_the_keys_of_two_cas_brings_both_back() {
     let (before, after) = (world.scratch("before"), world.scratch("after"));
     let passphrase = world.scratch("passphrase");
     fs::write(&passphrase, "correct horse\n").expect("written");
-    fs::set_permissions(&passphrase, fs::Permissions::from_mode(0o600)).expect("mode");
+    chmod(&passphrase, 0o600);
     let with = ["--passphrase-file", text(&passphrase)];
     let back_up = |file| [&["backup", file, "--with-ca-key"], &with[..]].concat();
     let restore = |file| [&["restore", file, "--replace"], &with[..]].concat();

@@ -24,7 +24,8 @@ use crate::{
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 /// How long running answers may take after another process has replaced this one.
 const REPLACED_WITHIN: Duration = Duration::from_secs(3600);
-/// How long the provider may take to answer what it has been asked.
+/// How long the provider may take to answer what it has been asked. The units wait 50 s for the sum of
+/// this, [`DRAIN_WITHIN`] and a second.
 const ASKED_WITHIN: Duration = Duration::from_secs(15);
 /// How long after the end of one process of the server the other one may get the order to stop that
 /// was meant for both.

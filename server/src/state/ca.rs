@@ -137,12 +137,18 @@ impl Ca {
         let names = CaFiles::of(number);
         let (key_path, cert_path) = (dir.join(&names.key), dir.join(&names.certificate));
         // The certificate is looked at first: another process makes it after the key.
-        if cert_path.exists() && !key_path.exists() {
-            // A new key would lock out every device, and prevent that a backup is restored.
-            let why = format!("it is missing, and `{}` is there", names.certificate);
-            return Err(FileError::damaged(key_path, why));
-        }
-        let key = CaKey::read_or_create(&key_path)?;
+        // No key is made where a certificate is: it would lock out every device, and prevent that a
+        // backup is restored.
+        let key = match cert_path.exists() {
+            true => CaKey::read(&key_path).map_err(|e| match e.is_not_found() {
+                true => {
+                    let why = format!("it is missing, and `{}` is there", names.certificate);
+                    FileError::damaged(&key_path, why)
+                }
+                false => e,
+            })?,
+            false => CaKey::read_or_create(&key_path)?,
+        };
         let pem = stored::read_or_create(&cert_path, || match self_signed(number, &key, now) {
             Ok(certificate) => certificate.pem().into_bytes(),
             Err(_) => Vec::new(),

@@ -22,8 +22,16 @@ pub(super) struct CaKey(EcdsaKeyPair);
 impl CaKey {
     /// Reads the key at `path`, or creates it.
     pub(super) fn read_or_create(path: &Path) -> Result<Self, FileError> {
-        let der = read_or_create(path)?;
-        parsed(&der).map(Self).ok_or_else(|| not_a_key(path))
+        Self::from_der(path, &read_or_create(path)?)
+    }
+
+    /// Reads the key at `path`.
+    pub(super) fn read(path: &Path) -> Result<Self, FileError> {
+        Self::from_der(path, &read(path)?)
+    }
+
+    fn from_der(path: &Path, der: &[u8]) -> Result<Self, FileError> {
+        parsed(der).map(Self).ok_or_else(|| not_a_key(path))
     }
 }
 

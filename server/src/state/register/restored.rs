@@ -136,16 +136,13 @@ impl Register {
             Err(e) if e.is_not_found() => None,
             Err(e) => return Err(e.into()),
         };
-        let lost = match remembered.map(|remembered| self.history().map(|own| (own, remembered))) {
+        let lost = match remembered {
             None => None,
-            Some(found) => {
-                let (own, remembered) = found?;
-                match own.epoch.compare(remembered) {
-                    Memory::Agrees => None,
-                    Memory::Lost(lost) => Some(lost),
-                    Memory::OtherLine => Some(0),
-                }
-            }
+            Some(remembered) => match self.history()?.epoch.compare(remembered) {
+                Memory::Agrees => None,
+                Memory::Lost(lost) => Some(lost),
+                Memory::OtherLine => Some(0),
+            },
         };
         if let Some(lost) = lost {
             warn!(

@@ -20,8 +20,8 @@ use std::{
 };
 
 use common::{
-    machine::{descriptors, report::Failure},
-    transport::frame,
+    machine::{descriptors, process, report::Failure},
+    transport::{frame, unix},
 };
 use proto::doctor::gpu_box::{Unit, ollama::Parallel};
 use rustix::io::Errno;
@@ -32,12 +32,20 @@ use tracing::error;
 /// The longest message between the two, in bytes.
 pub(crate) const MAX_MESSAGE: usize = 1 << 20;
 
-/// The broker of this process.
-static BROKER: OnceLock<UnixStream> = OnceLock::new();
-/// The TCP ports that this process may connect to; `None` for all.
-static PORTS: OnceLock<Option<BTreeSet<u16>>> = OnceLock::new();
-/// Whether this process may open only some files.
-static FILES: OnceLock<bool> = OnceLock::new();
+static LIMITS: OnceLock<Limits> = OnceLock::new();
+
+/// What this process has given up, and who does it instead.
+struct Limits {
+    broker: UnixStream,
+    /// The TCP ports that it may connect to; `None` for all.
+    ports: Option<BTreeSet<u16>>,
+    /// Whether it may open only some files.
+    files: bool,
+}
+
+fn broker() -> Option<&'static UnixStream> {
+    LIMITS.get().map(|limits| &limits.broker)
+}
 
 /// What the broker does for the server. It is told once, before the server gives its rights up.
 #[derive(Debug, Serialize, Deserialize)]
@@ -111,14 +119,12 @@ pub(crate) struct Around {
 /// process may connect to, if they are limited; `files` says whether it may open only some files.
 pub(crate) fn ask_at(broker: UnixStream, ports: Option<BTreeSet<u16>>, files: bool) {
     // Only the first counts: there is one start.
-    let _ = BROKER.set(broker);
-    let _ = PORTS.set(ports);
-    let _ = FILES.set(files);
+    let _ = LIMITS.set(Limits { broker, ports, files });
 }
 
 /// What helps where the sandbox may have refused a file of the settings; `None` where it has not.
 pub(crate) fn cure(failure: &Failure) -> Option<&'static str> {
-    (FILES.get() == Some(&true) && is_denied(failure)).then_some(
+    (LIMITS.get().is_some_and(|it| it.files) && is_denied(failure)).then_some(
         "aditd gave up all files that it did not need when it started (its sandbox): if its user may read this one, `aditd replace` starts a process that may",
     )
 }
@@ -131,20 +137,14 @@ fn is_denied(failure: &Failure) -> bool {
 
 /// Whether this process may connect to a TCP port.
 pub(crate) fn may_connect(port: u16) -> bool {
-    PORTS.get().and_then(Option::as_ref).is_none_or(|ports| ports.contains(&port))
+    LIMITS.get().and_then(|it| it.ports.as_ref()).is_none_or(|ports| ports.contains(&port))
 }
 
 /// Says it in the log when the broker has ended, which nothing here can start again. The server goes
 /// on with what needs no broker, and what runs is not hurt. Never returns.
 pub(crate) async fn report_end() {
-    if let Some(broker) = BROKER.get() {
-        // It never sends anything here: bytes or an error mean its end.
-        while let Ok(()) = broker.readable().await {
-            match broker.try_read(&mut [0]) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                _ => break,
-            }
-        }
+    if let Some(broker) = broker() {
+        unix::gone(broker).await;
         error!(
             "the broker of aditd (its second process) has ended: requests go on, but names cannot be looked up, services at Unix sockets cannot be reached, and `aditd replace` cannot work. Restart aditd when its answers may end"
         );
@@ -160,7 +160,7 @@ pub(crate) async fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAdd
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![(ip, port).into()]);
     }
-    match BROKER.get() {
+    match broker() {
         Some(broker) => Ok(ask(broker, &Ask::Addresses { host: host.to_owned(), port }).await?.0),
         None => Ok(tokio::net::lookup_host((host, port)).await?.collect()),
     }
@@ -171,7 +171,7 @@ pub(crate) async fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAdd
 /// # Errors
 /// If nobody listens there, or it is not for this process.
 pub(crate) async fn connect(path: &Path) -> io::Result<UnixStream> {
-    let Some(broker) = BROKER.get() else { return UnixStream::connect(path).await };
+    let Some(broker) = broker() else { return UnixStream::connect(path).await };
     let ((), from) = ask(broker, &Ask::Socket { path: path.to_owned() }).await?;
     let socket = descriptors::receive(&from).await?.pop();
     let socket = std::os::unix::net::UnixStream::from(socket.ok_or(io::ErrorKind::InvalidData)?);
@@ -181,22 +181,16 @@ pub(crate) async fn connect(path: &Path) -> io::Result<UnixStream> {
 
 /// The name of a user of this machine, if it has one.
 pub(crate) async fn login(uid: u32) -> Option<String> {
-    match BROKER.get() {
+    match broker() {
         Some(broker) => ask(broker, &Ask::Login { uid }).await.ok()?.0,
-        None => tokio::task::spawn_blocking(move || login_here(uid)).await.ok()?,
+        None => tokio::task::spawn_blocking(move || process::login(uid)).await.ok()?,
     }
-}
-
-/// The name of a user of this machine. Blocks, also for long: the list of users may be on another
-/// machine.
-pub(crate) fn login_here(uid: u32) -> Option<String> {
-    nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name)
 }
 
 /// What `doctor` has to know of other processes, and what it has to know of Ollama at this address;
 /// `None` if there is no broker.
 pub(crate) async fn around(ollama: Option<SocketAddr>) -> Option<Around> {
-    let asked = ask(BROKER.get()?, &Ask::Machine { ollama }).await;
+    let asked = ask(broker()?, &Ask::Machine { ollama }).await;
     Some(asked.map(|(around, _)| around).unwrap_or_default())
 }
 
@@ -226,9 +220,8 @@ enum By {
 /// # Errors
 /// If it cannot be started.
 pub(crate) async fn launch(program: &Path, more: &str, stdin: OwnedFd) -> io::Result<Launched> {
-    let Some(broker) = BROKER.get() else {
-        let args = std::env::args_os().skip(1).filter(|arg| arg != more);
-        let child = command(program, args, more, stdin).spawn()?;
+    let Some(broker) = broker() else {
+        let child = command(program, std::env::args_os().skip(1), more, stdin).spawn()?;
         return Ok(Launched { pid: child.id(), by: Some(By::This(child)) });
     };
     let order = open(broker, &Ask::Program { path: program.to_owned() }).await?;
@@ -237,7 +230,7 @@ pub(crate) async fn launch(program: &Path, more: &str, stdin: OwnedFd) -> io::Re
     Ok(Launched { pid, by: Some(By::Broker(order)) })
 }
 
-/// How a program is started that takes over from this one.
+/// How a program is started that takes over from this one: with `more`, which `args` may have already.
 pub(crate) fn command(
     program: &Path,
     args: impl Iterator<Item = OsString>,
@@ -246,7 +239,8 @@ pub(crate) fn command(
 ) -> Command {
     let mut command = Command::new(program);
     command
-        .args(args.chain([OsString::from(more)]))
+        .args(args.filter(|arg| arg != more))
+        .arg(more)
         .stdin(Stdio::from(stdin))
         // systemd names the process that it expects to be alive; that is the new one soon.
         .env_remove("WATCHDOG_PID");

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use common::machine::report::typed;
+use common::machine::{process, report::typed};
 use ipnet::IpNet;
 use proto::ollama::answer::ErrorAnswer;
 
@@ -191,9 +191,7 @@ struct NamedUser {
 
 impl NamedUser {
     async fn find(uid: u32) -> Self {
-        let found = tokio::task::spawn_blocking(move || {
-            nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name)
-        });
+        let found = tokio::task::spawn_blocking(move || process::login(uid));
         let found = tokio::time::timeout(NAME_WITHIN, found).await;
         Self { uid, name: found.ok().and_then(Result::ok).flatten() }
     }

@@ -73,6 +73,12 @@ pub fn uid() -> u32 {
     *STARTED_BY.get_or_init(|| rustix::process::getuid().as_raw())
 }
 
+/// The login name of a user of this machine, if it has one. Blocks, also for long: the list of users
+/// may be on another machine.
+pub fn login(uid: u32) -> Option<String> {
+    nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name)
+}
+
 /// The signals that stop a program: SIGINT, SIGTERM and, for some programs, SIGHUP.
 pub struct StopSignals {
     interrupt: Option<Signal>,

@@ -71,12 +71,12 @@ fn decode(mut frame: Bytes) -> Option<StreamCopy> {
 #[derive(Default)]
 pub(crate) struct Arrivals {
     streams: Mutex<HashMap<u64, Arc<Early>>>,
-    kept: Arc<Kept>,
+    totals: Arc<Totals>,
 }
 
 /// What all streams of a connection keep and have read, in bytes.
 #[derive(Default)]
-struct Kept {
+struct Totals {
     held: AtomicUsize,
     read: AtomicU64,
 }
@@ -93,7 +93,7 @@ impl Arrivals {
 
     /// How many bytes copies have brought to readers before the streams did.
     pub(crate) fn read(&self) -> u64 {
-        self.kept.read.load(Relaxed)
+        self.totals.read.load(Relaxed)
     }
 
     /// A stream is read from its beginning.
@@ -101,7 +101,7 @@ impl Arrivals {
         let early = Arc::new(Early {
             delivered: AtomicU64::new(0),
             state: Mutex::default(),
-            kept: self.kept.clone(),
+            totals: self.totals.clone(),
         });
         self.streams().insert(VarInt::from(id).into_inner(), early.clone());
         early
@@ -129,7 +129,7 @@ pub(crate) struct Early {
     /// How many bytes of the stream its reader has, whichever way they came.
     delivered: AtomicU64,
     state: Mutex<EarlyState>,
-    kept: Arc<Kept>,
+    totals: Arc<Totals>,
 }
 
 #[derive(Default)]
@@ -154,7 +154,7 @@ impl Early {
         let next = self.counted(&mut state.ahead, |ahead| ahead.take(delivered, most));
         let Some(bytes) = next else { return Poll::Pending };
         self.delivered.store(delivered + bytes.len() as u64, Release);
-        self.kept.read.fetch_add(bytes.len() as u64, Relaxed);
+        self.totals.read.fetch_add(bytes.len() as u64, Relaxed);
         Poll::Ready(bytes)
     }
 
@@ -173,7 +173,7 @@ impl Early {
         // Under the lock: a reader that waits has said before how far it has come.
         let delivered = self.delivered.load(Acquire);
         let is_late = offset + bytes.len() as u64 <= delivered;
-        if is_late || self.kept.held.load(Relaxed) + bytes.len() > MOST_HELD {
+        if is_late || self.totals.held.load(Relaxed) + bytes.len() > MOST_HELD {
             return;
         }
         self.counted(&mut state.ahead, |ahead| ahead.put(delivered, offset, bytes));
@@ -189,8 +189,8 @@ impl Early {
         let before = ahead.held();
         let done = work(ahead);
         match ahead.held().checked_sub(before) {
-            Some(more) => self.kept.held.fetch_add(more, AcqRel),
-            None => self.kept.held.fetch_sub(before - ahead.held(), AcqRel),
+            Some(more) => self.totals.held.fetch_add(more, AcqRel),
+            None => self.totals.held.fetch_sub(before - ahead.held(), AcqRel),
         };
         done
     }
@@ -203,7 +203,7 @@ impl Early {
 impl Drop for Early {
     fn drop(&mut self) {
         let held = self.state().ahead.held();
-        self.kept.held.fetch_sub(held, AcqRel);
+        self.totals.held.fetch_sub(held, AcqRel);
     }
 }
 
@@ -232,13 +232,13 @@ mod tests {
         for i in 1..=1_000 {
             arrivals.arrive(&copy(4 * (i % 5), 1_000 * i));
         }
-        let held = arrivals.kept.held.load(Relaxed);
+        let held = arrivals.totals.held.load(Relaxed);
         assert!((MOST_HELD - 1_000..=MOST_HELD).contains(&held), "{held} bytes");
         ids.into_iter().for_each(|id| arrivals.end(id));
         drop(early);
-        assert_eq!(arrivals.kept.held.load(Relaxed), 0);
+        assert_eq!(arrivals.totals.held.load(Relaxed), 0);
         // Nobody reads it.
         arrivals.arrive(&copy(0, 0));
-        assert_eq!(arrivals.kept.held.load(Relaxed), 0);
+        assert_eq!(arrivals.totals.held.load(Relaxed), 0);
     }
 }

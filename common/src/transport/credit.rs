@@ -8,6 +8,9 @@
 //! Each end sends this on one unidirectional stream: first the window in bytes (8 bytes), then for
 //! each stream its id and how far it has been read (8 bytes each), all big-endian. To a peer that
 //! opens no such stream, a sender sends as much as QUIC allows.
+//!
+//! It knows each stream of the connection, and which are interactive, so it also has the copies of
+//! interactive data that are sent and received: see `copies.rs`.
 
 mod ledger;
 mod tally;

@@ -31,6 +31,21 @@ pub async fn keep_listener() -> io::Result<u16> {
     Ok(listener.local_addr()?.port())
 }
 
+/// Ends when the other end is closed. What comes before that is dropped. Cancellation safe.
+pub async fn gone(socket: &UnixStream) {
+    while socket.readable().await.is_ok() {
+        match socket.try_read(&mut [0; 64]) {
+            Ok(0) => return,
+            Err(e)
+                if !matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+            {
+                return;
+            }
+            _ => {}
+        }
+    }
+}
+
 /// Two ends of one TCP connection. A connection of somebody else to the same port is dropped.
 ///
 /// # Errors

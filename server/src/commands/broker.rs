@@ -18,10 +18,10 @@ use std::{
 
 use common::{
     machine::{
-        descriptors,
+        descriptors, process,
         report::{Exit, Failure},
     },
-    transport::frame,
+    transport::{frame, unix},
 };
 use serde::Serialize;
 use tokio::{
@@ -138,7 +138,7 @@ impl Broker {
             }
             Ask::Login { uid } => {
                 drop(place);
-                say_unless_gone(asker, self.logins.look_up(move || outside::login_here(uid))).await
+                say_unless_gone(asker, self.logins.look_up(move || process::login(uid))).await
             }
             Ask::Machine { ollama } => {
                 say_unless_gone(asker, async { Ok(doctor::around(ollama).await) }).await
@@ -167,7 +167,7 @@ impl Broker {
     async fn start(&self, asker: &mut UnixStream, program: &Path) -> io::Result<()> {
         let stdin = descriptors::receive(asker).await?.pop().ok_or(io::ErrorKind::InvalidData)?;
         let child = self.trust.check(program, &self.allowed).and_then(|real| {
-            let args = self.allowed.args.iter().filter(|arg| *arg != TAKE_OVER).cloned();
+            let args = self.allowed.args.iter().cloned();
             // The path that was checked: the server may be able to change what another one leads to.
             let mut command = outside::command(&real, args, TAKE_OVER, stdin);
             command.arg0(program);
@@ -203,17 +203,9 @@ async fn say_unless_gone<T: Serialize>(
 /// # Errors
 /// If the asker closes its connection before. It has nothing more to say until it has its answer.
 async fn unless_gone<T>(asker: &UnixStream, what: impl Future<Output = T>) -> io::Result<T> {
-    let gone = async {
-        while asker.readable().await.is_ok() {
-            match asker.try_read(&mut [0]) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                _ => break,
-            }
-        }
-    };
     tokio::select! {
         done = what => Ok(done),
-        () = gone => Err(io::ErrorKind::UnexpectedEof.into()),
+        () = unix::gone(asker) => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }
 

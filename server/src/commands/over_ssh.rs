@@ -157,8 +157,7 @@ async fn enroll(config: &Config, name: &str, socket: Option<PathBuf>) -> Result<
     const BY_CODE: &str =
         "or with a code: its owner runs `aditd invite NAME`; then `adit enroll` without USER@HOST";
     const WHO: &str = "these users may enroll devices: root, the owner of the server's state, and the members of the group in `aditd serve --enroll-group GROUP`";
-    let user = nix::unistd::User::from_uid(process::uid().into()).ok().flatten();
-    let user = user.map_or_else(|| format!("uid {}", process::uid()), |user| user.name);
+    let user = person(process::uid());
     if let Some(group) = enroll_socket::not_a_member(&socket).await {
         let what = format!(
             "the aditd that runs on {} enrolls members of the group `{group}`, and `{user}` is not one",
@@ -210,10 +209,13 @@ fn no_state(dir: &Path) -> Result<(), Failure> {
 
 /// How a member enrolls at a server of a user who is not root.
 fn choose(found: &Elsewhere) -> String {
-    let owner = nix::unistd::User::from_uid(found.uid.into()).ok().flatten();
-    let owner = owner.map_or_else(|| format!("uid {}", found.uid), |user| user.name);
     let program = std::env::current_exe().unwrap_or_else(|_| "aditd".into());
-    choose_of(&owner, &found.path, &program)
+    choose_of(&person(found.uid), &found.path, &program)
+}
+
+/// A user of this machine, for people.
+fn person(uid: u32) -> String {
+    process::login(uid).unwrap_or_else(|| format!("uid {uid}"))
 }
 
 fn choose_of(owner: &str, socket: &Path, program: &Path) -> String {

@@ -20,8 +20,7 @@ pub(super) async fn unit() -> Option<Unit> {
         state = show("aditd", &["--user"]).await.and_then(|of_user| loaded(&of_user, true));
     }
     let uid = process::uid();
-    let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
-    let user = user.map_or_else(|| uid.to_string(), |user| user.name);
+    let user = process::login(uid).unwrap_or_else(|| uid.to_string());
     let lingers = run("loginctl", &["show-user", &user, "--property=Linger"]).await;
     let lingers = lingers.is_some_and(|said| said.contains("Linger=yes"));
     Some(Unit { state, user, lingers })

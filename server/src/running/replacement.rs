@@ -2,7 +2,6 @@
 //! processes that this one has replaced, in which answers still run.
 
 use std::{
-    io,
     os::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
@@ -11,9 +10,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use common::machine::report::Failure;
+use common::{machine::report::Failure, transport::unix};
 use serde::{Deserialize, Serialize};
-use tokio::{io::AsyncReadExt, sync::mpsc, task::JoinSet};
+use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::ingress::admission::connection_ids::Generation;
 
@@ -148,13 +147,7 @@ impl OlderProcesses {
 /// Waits until the process at the other end of a link has ended.
 pub(crate) async fn ended(link: UnixStream) {
     let link = link.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(link));
-    let Ok(mut link) = link else { return };
-    let mut sink = [0; 64];
-    loop {
-        match link.read(&mut sink).await {
-            Ok(0) => return,
-            Err(e) if e.kind() != io::ErrorKind::Interrupted => return,
-            _ => {}
-        }
+    if let Ok(link) = link {
+        unix::gone(&link).await;
     }
 }

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     fmt,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use reqwest::Url;
@@ -232,7 +232,7 @@ impl Rules {
 
     fn has(&self, right: &Right) -> bool {
         self.iter().any(|has| match (has, right) {
-            (Right::Read(dir) | Right::Write(dir), Right::Read(path)) => path.starts_with(dir),
+            (Right::Read(dir) | Right::Write(dir), Right::Read(path)) => is_inside(path, dir),
             (has, right) => has == right,
         })
     }
@@ -282,6 +282,12 @@ fn is_broad(dir: &Path, machine: &Machine<'_>) -> bool {
     [Some(dir), real.as_deref()].into_iter().flatten().any(|dir| {
         dir.components().count() <= 2 || machine.home.as_deref() == Some(dir) || !dir.is_absolute()
     })
+}
+
+/// Whether `path` is `dir`, or below it. A path that climbs out of it again is not.
+fn is_inside(path: &Path, dir: &Path) -> bool {
+    let climbs = |rest: &Path| rest.components().any(|part| part == Component::ParentDir);
+    path.strip_prefix(dir).is_ok_and(|rest| !climbs(rest))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use common::machine::{
     format,
-    process::{day, unix_now},
+    process::{self, day, unix_now},
     report::{Failure, data, say, typed},
 };
 use proto::{
@@ -92,7 +92,7 @@ pub(super) async fn shown(
         models: d.models,
         enrolled: d.enrolled,
         uid: d.uid,
-        login: d.uid.and_then(user_name),
+        login: d.uid.and_then(process::login),
         user_revoked: d.user.as_ref().is_some_and(is_revoked),
         user: d.user,
         seen: d.seen,
@@ -193,11 +193,6 @@ fn by_user(device: &Shown) -> String {
         (Some(uid), None) => format!(" by uid {uid}"),
         (None, _) => String::new(),
     }
-}
-
-/// The name of a user of this machine.
-pub(crate) fn user_name(uid: u32) -> Option<String> {
-    nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name)
 }
 
 fn role(device: &Shown) -> String {

@@ -59,16 +59,14 @@ impl StreamContext<'_> {
         policy: &Policy,
         narrowed: Option<&TokenHolder>,
     ) -> Denied {
-        loop {
-            // Another end of a key is a change of the rules, after which this begins anew.
-            let Some(end) = self.proof_end(policy, narrowed) else {
-                return std::future::pending().await;
-            };
-            match left(end.last, unix_millis()) {
-                Some(left) => tokio::time::sleep(left.min(LOOK_EVERY)).await,
-                None => return end.denied(),
-            }
+        // Another end of a key is a change of the rules, after which this begins anew.
+        let Some(end) = self.proof_end(policy, narrowed) else {
+            return std::future::pending().await;
+        };
+        while let Some(left) = left(end.last, unix_millis()) {
+            tokio::time::sleep(left.min(LOOK_EVERY)).await;
         }
+        end.denied()
     }
 
     /// What ends first, if anything does.

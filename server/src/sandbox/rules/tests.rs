@@ -278,3 +278,17 @@ fn crate_ca() -> String {
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     params.self_signed(&key).expect("signed").pem()
 }
+
+#[test]
+fn a_path_is_inside_a_directory_only_without_a_way_up() {
+    for (path, dir, expected) in [
+        ("/srv/tls/key.pem", "/srv/tls", true),
+        ("/srv/tls/new/key.pem", "/srv/tls", true),
+        ("/srv/tls", "/srv/tls", true),
+        ("/srv/tls2/key.pem", "/srv/tls", false),
+        ("/srv/tls/../other/key.pem", "/srv/tls", false),
+        ("/srv/tls/../keys/key.pem", "/srv/tls/../keys", true),
+    ] {
+        assert_eq!(is_inside(Path::new(path), Path::new(dir)), expected, "{path} in {dir}");
+    }
+}

@@ -5,6 +5,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use common::machine::{
     completions::{self, Completions},
+    json,
     owner::become_owner_of,
     process,
     report::{self, Exit, Failure, say, typed},
@@ -145,11 +146,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(code) = completions::answer(|| completed(command()), &args) {
         return code;
     }
-    let (cli, named) = match parse(args) {
+    let (cli, named) = match parse(&args) {
         Ok(parsed) => parsed,
         Err(e) => {
-            let _ = e.print();
-            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+            return json::finish_usage(&e, &args);
         }
     };
     let places = [
@@ -173,8 +173,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 /// What was typed, and which settings it and the environment set.
-fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Cli, Named), clap::Error> {
+fn parse(args: &[OsString]) -> Result<(Cli, Named), clap::Error> {
     let matches = Cli::command().try_get_matches_from(args)?;
+    json::heed(&matches);
     let named = Named::of(&matches);
     let cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut Cli::command()))?;
     Ok((cli, named))

@@ -8,6 +8,7 @@ pub mod descriptors;
 pub mod diagnosis;
 pub mod files;
 pub mod format;
+pub mod json;
 mod log;
 pub mod log_file;
 pub mod memory;

@@ -5,6 +5,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use common::machine::{
     completions::{self, Completions},
+    json,
     owner::become_owner_of,
     process,
     report::{self, Exit, Failure, say},
@@ -25,8 +26,9 @@ use crate::{
         status, users,
     },
     config::{self, Config, Flags, GLOBAL, ServeFlags, Settings},
+    documents::StateShown,
     serve::{self, reload},
-    state::State,
+    state::{self, State},
 };
 
 /// Let only enrolled devices use the Ollama of this machine
@@ -47,7 +49,11 @@ enum Command {
     /// Run the server
     Serve(ServeFlags),
     /// Create the server's state (keys and register) without starting the server
-    Init,
+    Init {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Invite a device: print a code for `adit enroll`; or list the open invitations
     Invite(Invite),
     /// Manage devices
@@ -93,9 +99,17 @@ enum Command {
     },
     /// Replace the running server with this program, for example after an upgrade: running answers
     /// go on to their end
-    Replace,
+    Replace {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Make the running server read its configuration again, like SIGHUP; a bad file changes nothing
-    Reload,
+    Reload {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Print where this server's API is: HTTP with JSON at a Unix socket
     #[command(after_help = API_HELP)]
     Api {
@@ -147,11 +161,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(code) = completions::answer(|| completed(command()), &args) {
         return code;
     }
-    let cli = match parse(args) {
+    let cli = match parse(&args) {
         Ok(cli) => cli,
         Err(e) => {
-            let _ = e.print();
-            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+            return json::finish_usage(&e, &args);
         }
     };
     let Flags { state_dir, config } = &cli.flags;
@@ -170,8 +183,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     report::finish_with(dispatch(cli))
 }
 
-fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
     let matches = without_empty_variables(Cli::command()).try_get_matches_from(args)?;
+    json::heed(&matches);
     Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut Cli::command()))
 }
 
@@ -238,9 +252,14 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
             let settings = settle();
             on_one_thread()?.block_on(serve::start(take_over, settings))
         }
-        Command::Init => {
-            let state = State::open_or_create(&settled()?.state_dir)?;
+        Command::Init { json } => {
+            let dir = settled()?.state_dir;
+            let is_new = !state::is_there(&dir)?;
+            let state = State::open_or_create(&dir)?;
             state.ca().server_identity(&state.dir, time::OffsetDateTime::now_utc())?;
+            if json {
+                json::answer(StateShown { state_dir: &state.dir, is_new })?;
+            }
             say(format!("The server's state is ready in `{}`.", state.dir.display()));
             Ok(())
         }
@@ -273,12 +292,12 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
             runtime.shutdown_background();
             result
         }
-        Command::Replace => {
+        Command::Replace { json } => {
             let dir = flags.state_dir()?;
             become_owner_of(&dir)?;
-            on_one_thread()?.block_on(replace::run(&dir))
+            on_one_thread()?.block_on(replace::run(&dir, json))
         }
-        Command::Reload => on_one_thread()?.block_on(reload::run(flags)),
+        Command::Reload { json } => on_one_thread()?.block_on(reload::run(flags, json)),
         Command::Api { json } => {
             let dir = flags.state_dir()?;
             become_owner_of(&dir)?;

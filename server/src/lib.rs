@@ -4,10 +4,12 @@
 
 mod accounting;
 mod audit;
+mod changes;
 mod cli;
 mod commands;
 mod config;
 mod doctor;
+mod documents;
 mod gate;
 mod https;
 mod ingress;

@@ -31,7 +31,9 @@ fn assert_one_error(ended: &Ended, code: i32, says: &[&str]) {
     let Ended { stdout, stderr, .. } = ended;
     let stderr = &without_places(stderr);
     assert_eq!(ended.code, Some(code), "{ended:?}");
-    assert_eq!(stdout, "", "{ended:?}");
+    if !stdout.is_empty() {
+        assert_is_the_error(stdout, stderr, code);
+    }
     assert_eq!(stderr.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{stderr}");
     assert_no_defect(stderr);
     for words in says {
@@ -78,4 +80,18 @@ pub async fn up_to_its_end(device: &Device) -> Ended {
 pub fn own_group() -> String {
     let out = std::process::Command::new("id").arg("-gn").output().expect("id");
     String::from_utf8_lossy(&out.stdout).trim().to_owned()
+}
+
+/// With `--json` the error is on standard output, too, as JSON.
+#[track_caller]
+fn assert_is_the_error(stdout: &str, stderr: &str, code: i32) {
+    let told: serde_json::Value =
+        serde_json::from_str(stdout).unwrap_or_else(|e| panic!("{e}: {stdout}"));
+    let (error, only) = (&told["error"], told.as_object().map(|it| it.len()));
+    assert_eq!((&told["schema"], only), (&1.into(), Some(2)), "{told}");
+    assert_eq!(error["exit"], code, "{told}");
+    let what = error["what"].as_str().expect("text").split_whitespace();
+    let said = stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+    let what = what.collect::<Vec<_>>().join(" ");
+    assert!(!what.is_empty() && said.contains(&format!("error: {what}")), "{said}\n{told}");
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 use common::machine::{
-    format,
+    format, json,
     process::{day, unix_now},
     report::{Failure, data, say, typed},
 };
@@ -27,7 +27,6 @@ pub(crate) struct List {
 /// The document that `--json` prints.
 #[derive(Debug, Serialize)]
 struct Document {
-    schema: u32,
     servers: Vec<ListedServer>,
 }
 
@@ -85,7 +84,7 @@ pub(crate) async fn run(state_dir: &Path, flags: &List) -> Result<(), Failure> {
         servers.push(look(ProfileDir::new(state_dir, name)).await);
     }
     if flags.json {
-        return data(format::to_json(&Document { schema: 1, servers })?);
+        return json::answer(Document { servers });
     }
     if servers.is_empty() {
         say(typed(

@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use clap::Args;
-use common::machine::report::{Failure, data, typed};
+use common::machine::{
+    json,
+    report::{Failure, data, typed},
+};
 use proto::{human, identity::Name};
 use serde::Serialize;
 use serde_json::Value;
@@ -26,6 +29,12 @@ pub(crate) struct Ls {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// The document that `--json` prints.
+#[derive(Debug, Serialize)]
+struct Document {
+    servers: Vec<Listed>,
 }
 
 /// A server that this device is enrolled at.
@@ -96,8 +105,7 @@ pub(crate) async fn run(state_dir: &Path, ls: Ls) -> Result<(), Failure> {
         listed.push(look(profile_dir).await?);
     }
     if ls.json {
-        let document = serde_json::json!({"schema": 1, "servers": listed});
-        return data(format!("{document:#}"));
+        return json::answer(Document { servers: listed });
     }
     data(listed.iter().map(Listed::to_text).collect::<Vec<_>>().join("\n\n"))
 }

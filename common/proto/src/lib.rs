@@ -10,6 +10,7 @@ pub mod clock;
 pub mod congestion;
 pub mod crypto;
 pub mod doctor;
+pub mod document;
 pub mod epoch;
 pub mod failure;
 pub mod glob;

@@ -6,7 +6,7 @@ use proto::doctor::{Report, bundle::Bundle};
 use serde::Serialize;
 
 use crate::machine::{
-    files,
+    files, format,
     report::{Exit, Failure, data, data_in_colour, say, style},
 };
 
@@ -54,7 +54,7 @@ impl Wanted {
         parts: impl FnOnce(&mut Bundle),
     ) -> Result<Option<Exit>, Failure> {
         if self.json {
-            data(to_json(report)?)?;
+            data(format::to_json(report)?)?;
         } else {
             data_in_colour(report.to_text(style(), box_name))?;
         }
@@ -67,10 +67,6 @@ impl Wanted {
         }
         Ok(report.exit())
     }
-}
-
-fn to_json(report: &Report) -> Result<String, Failure> {
-    serde_json::to_string_pretty(report).map_err(|e| Failure::new("cannot write JSON").source(e))
 }
 
 fn write(path: &Path, bundle: &Bundle) -> Result<(), Failure> {

@@ -1,6 +1,7 @@
 //! Tables and JSON, as commands print them.
 
 use comfy_table::{Table, presets};
+use proto::document::escaped;
 use serde::Serialize;
 
 use crate::machine::report::Failure;
@@ -24,7 +25,19 @@ pub fn table<const N: usize>(
 /// # Errors
 /// If the value has no form in JSON.
 pub fn to_json(value: &impl Serialize) -> Result<String, Failure> {
-    serde_json::to_string_pretty(value).map_err(|e| Failure::new("cannot write JSON").source(e))
+    serde_json::to_string_pretty(value).map(escaped).map_err(no_json)
+}
+
+/// JSON in one line.
+///
+/// # Errors
+/// If the value has no form in JSON.
+pub fn to_json_line(value: &impl Serialize) -> Result<String, Failure> {
+    serde_json::to_string(value).map(escaped).map_err(no_json)
+}
+
+fn no_json(error: serde_json::Error) -> Failure {
+    Failure::new("cannot write JSON").source(error)
 }
 
 #[cfg(test)]

@@ -5,7 +5,10 @@ use std::{
     io::{IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use tracing_subscriber::{
@@ -21,6 +24,7 @@ use crate::machine::{log, log_file::ToFiles, progress};
 pub use proto::failure::{Exit, Failure};
 use proto::{
     doctor::text::Style,
+    document::{Document, NoAnswer, escaped},
     human,
     typed::{Flag, with_flags},
 };
@@ -44,6 +48,32 @@ impl From<crate::machine::files::FileError> for Failure {
     }
 }
 
+/// Whether a failure is printed to standard output, too, as JSON.
+static FAIL_IN_JSON: AtomicBool = AtomicBool::new(false);
+/// Whether standard output has got something already.
+static HAS_PRINTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on the failure of this program is also printed to standard output, as JSON, unless
+/// something was printed there before.
+pub fn fail_in_json() {
+    FAIL_IN_JSON.store(true, Relaxed);
+}
+
+/// Says that standard output has got something by other means than [`data`].
+pub fn has_printed() {
+    HAS_PRINTED.store(true, Relaxed);
+}
+
+fn print_as_json(failure: Failure) {
+    if !FAIL_IN_JSON.load(Relaxed) || HAS_PRINTED.load(Relaxed) {
+        return;
+    }
+    if let Ok(text) = serde_json::to_string(&Document::new(NoAnswer::from(failure))) {
+        // If standard output is closed, the exit code still says it.
+        let _ = data(escaped(text));
+    }
+}
+
 /// Ends a program: prints a failure to standard error and gives its exit code.
 pub fn finish(result: Result<(), Failure>) -> ExitCode {
     finish_with(result.map(|()| None))
@@ -57,7 +87,9 @@ pub fn finish_with(result: Result<Option<Exit>, Failure>) -> ExitCode {
         Err(failure) => {
             let failure = failure.map_hints(|hint| typed(hint));
             say(&failure);
-            ExitCode::from(u8::from(failure.exit_code()))
+            let exit = u8::from(failure.exit_code());
+            print_as_json(failure);
+            ExitCode::from(exit)
         }
     }
 }
@@ -125,6 +157,7 @@ pub fn data(text: impl fmt::Display) -> Result<(), Failure> {
 /// As [`data`].
 pub fn data_in_colour(text: impl fmt::Display) -> Result<(), Failure> {
     let mut out = std::io::stdout();
+    has_printed();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         // The reader has closed the pipe because it has enough, as `head` does.
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

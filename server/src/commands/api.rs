@@ -3,13 +3,20 @@
 use std::path::Path;
 
 use common::machine::{
-    control,
-    format::to_json,
+    control, json,
     report::{Failure, data, say, typed},
 };
-use serde_json::json;
+use serde::Serialize;
 
 use crate::{serve::started, state};
+
+/// Where the API is.
+#[derive(Serialize)]
+struct Place<'a> {
+    socket: &'a Path,
+    /// Whether aditd runs, and answers there.
+    running: bool,
+}
 
 /// Prints the path of the socket.
 ///
@@ -19,7 +26,7 @@ pub(crate) fn run(dir: &Path, as_json: bool) -> Result<(), Failure> {
     state::must_exist(dir)?;
     let (socket, runs) = (control::socket_path(dir)?, control::is_running(dir));
     if as_json {
-        return data(to_json(&json!({"schema": 1, "socket": socket, "running": runs}))?);
+        return json::answer(Place { socket: &socket, running: runs });
     }
     data(socket.display())?;
     if !runs {

@@ -12,11 +12,13 @@ use clap::Args;
 use common::machine::{
     ask,
     files::{self, FileError},
+    json,
     owner::become_owner_of,
     process::day,
     report::{Exit, Failure, say},
 };
 use proto::human;
+use serde::Serialize;
 
 use crate::{
     config::Flags,
@@ -38,6 +40,9 @@ pub(crate) struct BackupFlags {
     /// Read the passphrase from this file [default: ask at the terminal]
     #[arg(long, value_name = "FILE", requires = "with_ca_key")]
     passphrase_file: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Flags of `restore`.
@@ -51,6 +56,28 @@ pub(crate) struct RestoreFlags {
     /// Read the passphrase from this file [default: ask at the terminal]
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A backup that was made.
+#[derive(Serialize)]
+struct Made<'a> {
+    file: &'a Path,
+    /// Whether the server's keys are in it.
+    has_keys: bool,
+}
+
+/// A state that a backup has become. Times are Unix seconds.
+#[derive(Serialize)]
+struct Restored<'a> {
+    state_dir: &'a Path,
+    /// When the backup was made.
+    made: i64,
+    devices: usize,
+    /// How many of them are held back until they are confirmed.
+    to_confirm: usize,
 }
 
 /// Makes a backup.
@@ -82,6 +109,9 @@ pub(crate) async fn make(flags: &Flags, backup: BackupFlags) -> Result<(), Failu
         let _ = std::fs::remove_file(path);
     }
     made?;
+    if backup.json {
+        json::answer(Made { file: path, has_keys: backup.with_ca_key })?;
+    }
     say(format!(
         "The backup is in `{}`{}.",
         path.display(),
@@ -111,6 +141,10 @@ pub(crate) async fn restore(flags: &Flags, restore: RestoreFlags) -> Result<(), 
         named => named,
     };
     let restored = backup.restore(&dir, passphrase.as_ref(), restore.replace)?;
+    if restore.json {
+        let (devices, to_confirm) = (restored.devices, restored.held);
+        json::answer(Restored { state_dir: &dir, made: backup.made, devices, to_confirm })?;
+    }
     say(format!(
         "Restored {} from the backup of {}.",
         human::count(restored.devices as u64, "device"),

@@ -7,15 +7,18 @@ use std::path::{Path, PathBuf};
 use common::machine::{
     control,
     owner::become_owner_of,
+    process,
     report::{Exit, Failure},
 };
 use proto::identity::Name;
 
 use crate::{
     audit::AuditSettings,
+    changes::{AuditLog, Changes},
     config::{self, Config, Flags, ServeFlags},
     policy::roles::either,
     running::{Answer, InForce, Request},
+    state::State,
 };
 
 /// The settings that a command goes by.
@@ -62,6 +65,11 @@ impl Beside {
 
     pub(crate) fn audit(&self) -> &AuditSettings {
         &self.in_force.audit
+    }
+
+    /// Changes of this state that the user makes who runs this command.
+    pub(crate) fn changes<'a>(&'a self, state: &'a State) -> Changes<'a> {
+        Changes { state, log: AuditLog::Command(self.audit()), uid: process::uid() }
     }
 
     /// What to say to whoever has made a key while nothing listens for keys.
@@ -111,12 +119,13 @@ impl Beside {
     /// The addresses at which devices are told to find the server. Without a running server,
     /// `known` (the addresses that it last gave) counts more than the addresses that this machine
     /// has now.
-    pub(crate) fn addresses(self, known: Option<Vec<String>>) -> Vec<String> {
-        match self.config {
+    pub(crate) fn addresses(&self, known: Option<Vec<String>>) -> Vec<String> {
+        let now = || self.in_force.addresses.clone();
+        match &self.config {
             Some(config) if config.advertise.is_empty() => {
-                known.filter(|known| !known.is_empty()).unwrap_or(self.in_force.addresses)
+                known.filter(|known| !known.is_empty()).unwrap_or_else(now)
             }
-            _ => self.in_force.addresses,
+            _ => now(),
         }
     }
 }

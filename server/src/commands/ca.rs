@@ -2,20 +2,21 @@
 
 use clap::Subcommand;
 use common::machine::{
-    format::{table, to_json},
-    process::{self, day, unix_now},
+    format::table,
+    json,
+    process::{day, unix_now},
     report::{Failure, data, say, typed},
 };
 use proto::{
     human,
     identity::RECOVER_WITHIN,
-    rotation::{CaState, OVERLAP},
+    rotation::{CaNumber, CaState, OVERLAP},
 };
-use time::OffsetDateTime;
+use serde::Serialize;
 
 use crate::{
-    audit::{self, AuditSettings, Event},
     commands::{beside::Beside, devices::in_force},
+    documents::{RetiredCas, RotatedCa},
     state::{
         State,
         rotation::{CaShown, CaStatus, DeviceBehind},
@@ -26,7 +27,11 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Print its certificate in PEM, for those who use --https without a certificate of their own
-    Show,
+    Show {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// List the certificate authorities, and the devices that do not have the newest one
     Status {
         /// Print JSON
@@ -35,13 +40,20 @@ pub(crate) enum Command {
     },
     /// Make a new certificate authority: connected devices get it at once, the others when they
     /// connect, and the old one stays valid until all have it
-    Rotate,
+    Rotate {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// End the old certificate authority, if every device has the new one
     Retire {
         /// End it although devices do not have the new one: they have 90 days to get it by proof of
         /// their keys, and may do nothing else before
         #[arg(long)]
         force: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -49,27 +61,49 @@ pub(crate) enum Command {
 pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure> {
     let state = State::open(&beside.dir)?;
     match command {
-        Command::Show => show(&state),
+        Command::Show { json } => show(&state, json),
         Command::Status { json } => {
             let status = state.ca_status(unix_now())?;
-            if json { data(to_json(&status)?) } else { print(&status) }
+            if json { json::answer(status) } else { print(&status) }
         }
-        Command::Rotate => rotate(&state, beside).await,
-        Command::Retire { force } => retire(&state, beside.audit(), force).await,
+        Command::Rotate { json } => rotate(&state, beside, json).await,
+        Command::Retire { force, json } => retire(&state, beside, force, json).await,
     }
 }
 
+/// The certificates of the CAs that are valid.
+#[derive(Serialize)]
+struct Certificates {
+    /// The newest first.
+    cas: Vec<CaCertificate>,
+}
+
+#[derive(Serialize)]
+struct CaCertificate {
+    number: CaNumber,
+    /// The fingerprint.
+    sha256: String,
+    /// The certificate.
+    pem: String,
+}
+
 /// Prints the certificates of the CAs that are valid, the newest first.
-fn show(state: &State) -> Result<(), Failure> {
+fn show(state: &State, json: bool) -> Result<(), Failure> {
     let authorities = state.authorities.get();
-    let mut valid: Vec<_> = authorities.valid().map(|(authority, _)| authority).collect();
-    valid.reverse();
-    let pem: Vec<String> = valid.iter().map(|authority| authority.pem()).collect();
-    data(pem.concat().trim_end())?;
-    let fingerprints: Vec<String> = valid
-        .iter()
-        .map(|authority| format!("SHA-256 fingerprint: {}", authority.fingerprint()))
-        .collect();
+    let valid = authorities.valid().map(|(authority, _)| CaCertificate {
+        number: authority.number,
+        sha256: authority.fingerprint(),
+        pem: authority.pem(),
+    });
+    let mut cas: Vec<_> = valid.collect();
+    cas.reverse();
+    if json {
+        return json::answer(Certificates { cas });
+    }
+    let pem: String = cas.iter().map(|ca| ca.pem.as_str()).collect();
+    data(pem.trim_end())?;
+    let fingerprints: Vec<String> =
+        cas.iter().map(|ca| format!("SHA-256 fingerprint: {}", ca.sha256)).collect();
     say(typed(format!(
         "{}\nSave it in a file, and name the file to the program that uses a key: `curl --cacert FILE`.",
         fingerprints.join("\n")
@@ -77,13 +111,16 @@ fn show(state: &State) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn rotate(state: &State, beside: &Beside) -> Result<(), Failure> {
-    let ca = state.rotate_ca(OffsetDateTime::now_utc())?;
-    audit::note_or_say(beside.audit(), &Event::CaRotate { ca, uid: process::uid() });
+async fn rotate(state: &State, beside: &Beside, json: bool) -> Result<(), Failure> {
+    let ca = beside.changes(state).rotate_ca()?;
     in_force(state).await?;
     // It was logged why it can't be read, if it can't.
-    let fingerprint = state.authorities.get().get(ca).map(|authority| authority.fingerprint());
-    let fingerprint = fingerprint.map(|sha256| format!(" (SHA-256 {sha256})")).unwrap_or_default();
+    let sha256 = state.authorities.get().get(ca).map(|authority| authority.fingerprint());
+    let fingerprint =
+        sha256.as_ref().map(|sha256| format!(" (SHA-256 {sha256})")).unwrap_or_default();
+    if json {
+        json::answer(RotatedCa { ca, sha256 })?;
+    }
     say(typed(format!(
         "CA {ca} signs now{fingerprint}.\nConnected devices get it at once, the others when they connect: \
          `aditd ca status` lists those that do not have it.\nThe old one stays valid until all have it, at least \
@@ -99,13 +136,12 @@ async fn rotate(state: &State, beside: &Beside) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn retire(state: &State, audit: &AuditSettings, force: bool) -> Result<(), Failure> {
-    let retired = state.retire_cas(force, unix_now())?;
-    for ca in &retired.numbers {
-        let without = retired.without.iter().filter(|device| device.ca <= *ca).count();
-        audit::note_or_say(audit, &Event::CaRetire { ca: *ca, without, uid: process::uid() });
-    }
+async fn retire(state: &State, beside: &Beside, force: bool, json: bool) -> Result<(), Failure> {
+    let retired = beside.changes(state).retire_cas(force)?;
     in_force(state).await?;
+    if json {
+        json::answer(RetiredCas::from(retired.clone()))?;
+    }
     let numbers: Vec<_> = retired.numbers.iter().map(|ca| format!("CA {ca}")).collect();
     say(format!("Ended: {}. Its private key is removed.", numbers.join(", ")));
     if retired.invitations > 0 {
@@ -118,7 +154,9 @@ async fn retire(state: &State, audit: &AuditSettings, force: bool) -> Result<(),
         )));
     }
     if !retired.without.is_empty() {
-        data(behind(&retired.without))?;
+        if !json {
+            data(behind(&retired.without))?;
+        }
         say(format!(
             "These devices get the new one by proof of their keys when they connect within {} days. After that they have to enroll again.",
             RECOVER_WITHIN / 86_400

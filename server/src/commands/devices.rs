@@ -1,15 +1,13 @@
 //! `aditd device …`: lists devices, changes what they may do, and ends their access.
 
-mod changes;
 mod shown;
 
 use std::path::Path;
 
 use clap::Subcommand;
 use common::machine::{
-    control,
-    format::to_json,
-    process::{self, unix_now},
+    control, json,
+    process::unix_now,
     report::{Exit, Failure, data, say},
 };
 use proto::{
@@ -17,13 +15,14 @@ use proto::{
     ollama::model::ModelPattern,
     wire::Reason,
 };
+use serde::Serialize;
 
-use serde_json::json;
-
-use self::shown::{Listing, Single, list, show, shown};
+pub(super) use self::shown::with_login;
+use self::shown::{list, show};
 use crate::{
-    audit::{self, AuditSettings, Event},
-    commands::{beside::Beside, invite, models},
+    changes::{Changes, Forgotten, Renamed},
+    commands::{beside::Beside, invite, models, status},
+    documents::{Devices, ForgottenDevice, OneDevice, View, Withdrawn},
     running::{Answer, Request},
     state::{
         State,
@@ -54,6 +53,9 @@ pub(crate) enum Command {
         device: String,
         /// The role
         role: Name,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Let a device use only these models; without any, show which it may use. The limits of its
     /// role still apply
@@ -80,6 +82,9 @@ pub(crate) enum Command {
         /// Let it count as a user of its own
         #[arg(long)]
         none: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// End a device's access and its running answers, at once; or withdraw an unused invitation
     Revoke {
@@ -88,11 +93,17 @@ pub(crate) enum Command {
         /// Tell the device's user why, in at most 200 characters
         #[arg(long, value_name = "TEXT")]
         reason: Option<Reason>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Let a revoked device in again, with the key that it had
     Restore {
         /// The device's name or id
         device: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Let a device in that is held back since the register was restored
     Confirm {
@@ -102,6 +113,9 @@ pub(crate) enum Command {
         /// Let all of them in: only if none of them should stay out
         #[arg(long)]
         all: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Give a device another name
     Rename {
@@ -109,6 +123,9 @@ pub(crate) enum Command {
         device: String,
         /// The new name
         name: Name,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Remove a revoked device; over SSH, only the user who enrolled it can use its name again
     Forget {
@@ -117,184 +134,242 @@ pub(crate) enum Command {
         /// Let any user use the name again; also works after the device was forgotten
         #[arg(long)]
         free_name: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
 /// Runs one command.
 pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure> {
-    let (dir, audit) = (&*beside.dir, beside.audit());
-    let state = match (State::open(dir), &command) {
+    let state = match (State::open(&beside.dir), &command) {
         (Err(failure), Command::Revoke { .. }) => return Err(not_cut(failure)),
         (state, _) => state?,
     };
+    let (changes, on) = (beside.changes(&state), Shows { beside, state: &state });
     match command {
-        Command::Role { device, role } => {
+        Command::List { json } => list_all(&on, json).await,
+        Command::Show { device, json } => {
+            let one = on.one(state.register.find(&device)?, 0).await?;
+            if json { json::answer(&one) } else { show(&one, beside) }
+        }
+        Command::Role { device, role, json } => {
             beside.must_know(&role)?;
-            let device = enrolled(&state, &device)?;
-            state.register.set_role(device.id, &role)?;
-            audit::note_or_say(
-                audit,
-                &Event::Role {
-                    device: device.subject(),
-                    role: role.clone(),
-                    before: device.role.clone(),
-                    uid: process::uid(),
-                },
-            );
-            in_force(&state).await?;
+            let device = changes.set_role(&device, &role)?;
+            on.in_force(&device, json).await?;
             say(format!("{} {} has the role `{role}` now.", device.name, device.id));
             Ok(())
         }
         Command::Models { device, models, all: false, json } if models.is_empty() => {
             let device = state.register.find(&device)?;
             if json {
-                let models = device.models;
-                return data(to_json(&json!({"schema": 1, "models": models}))?);
+                return json::answer(Models { models: device.models });
             }
             data(models::listed(device.models.as_deref(), &device.role))
         }
-        Command::Models { device, models, all, json: _ } => {
-            let device = enrolled(&state, &device)?;
-            state.register.set_models(device.id, (!all).then_some(models.as_slice()))?;
-            let named = (!all).then(|| models.iter().map(ToString::to_string).collect());
-            audit::note_or_say(
-                audit,
-                &Event::Models { device: device.subject(), models: named, uid: process::uid() },
-            );
-            in_force(&state).await?;
+        Command::Models { device, models, all, json } => {
+            let device = changes.set_models(&device, (!all).then_some(models.as_slice()))?;
+            on.in_force(&device, json).await?;
             say(format!(
                 "{} {} may now {}.",
                 device.name,
                 device.id,
                 models::allowed(&models, all)
             ));
-            if let Some(note) = models::missing(dir, &models).await {
+            if let Some(note) = models::missing(&beside.dir, &models).await {
                 say(note);
             }
             Ok(())
         }
-        Command::User { device, user, none: _ } => {
-            changes::user(&state, audit, &device, user.as_ref()).await
-        }
-        Command::List { json } => {
-            let devices = shown(&state.register, state.register.devices()?, beside).await;
-            if json {
-                return data(to_json(&Listing { schema: 1, devices })?);
-            }
-            list(&devices)?;
-            let lost = state.register.history()?.lost;
-            if devices.iter().any(|device| device.to_confirm.is_some()) {
-                say(shown::to_confirm(lost));
-            }
-            // Programs that read the table expect only devices in it.
-            let open = state.register.invitations(unix_now())?;
-            if !open.is_empty() {
-                say(format!("Open invitations:\n{}", invite::table(&open)));
-            }
+        Command::User { device, user, none: _, json } => {
+            let device = changes.assign(&device, user.as_ref())?;
+            on.in_force(&device, json).await?;
+            say(match user {
+                Some(user) => {
+                    format!("{} {} belongs to the user `{user}` now.", device.name, device.id)
+                }
+                None => format!("{} {} counts as a user of its own now.", device.name, device.id),
+            });
             Ok(())
         }
-        Command::Show { device, json } => {
-            let device =
-                shown(&state.register, vec![state.register.find(&device)?], beside).await.remove(0);
-            let tokens_today = match control::ask(dir, &Request::Tokens { device: device.id }).await
-            {
-                Ok(Some(Answer::Tokens(today))) => today,
-                _ => None,
-            };
-            if json {
-                data(to_json(&Single { schema: 1, device, tokens_today })?)
-            } else {
-                show(&device, tokens_today)
+        Command::Revoke { device, reason, json } => {
+            revoke(&on, &changes, &device, reason, json).await
+        }
+        Command::Restore { device, json } => restore(&on, &changes, &device, json).await,
+        Command::Confirm { device, all: _, json } => {
+            confirm(&on, &changes, device.as_deref(), json).await
+        }
+        Command::Rename { device, name, json } => {
+            let Renamed { before, device } = changes.rename(&device, &name)?;
+            if before == device.name {
+                if json {
+                    json::answer(on.one(device.clone(), 0).await?)?;
+                }
+                say(format!("{} {} has that name already.", device.name, device.id));
+                return Ok(());
             }
+            on.in_force(&device, json).await?;
+            say(format!(
+                "{before} {} is `{name}` now. Settings below `[devices.{before}]` of the configuration do not follow.",
+                device.id
+            ));
+            Ok(())
         }
-        Command::Revoke { device, reason } => revoke(&state, audit, &device, reason).await,
-        Command::Restore { device } => changes::restore(&state, audit, &device).await,
-        Command::Confirm { device, all: _ } => {
-            changes::confirm(&state, audit, device.as_deref()).await
-        }
-        Command::Rename { device, name } => changes::rename(&state, audit, &device, &name).await,
-        Command::Forget { device, free_name } => forget(&state, audit, &device, free_name),
+        Command::Forget { device, free_name, json } => forget(&changes, &device, free_name, json),
     }
 }
 
-/// Finds a device whose rights can be changed.
-fn enrolled(state: &State, name: &str) -> Result<Device, DeviceError> {
-    let device = state.register.find(name)?;
-    if device.revoked.is_some() {
-        Err(DeviceError::AlreadyRevoked(device.name))
-    } else {
-        Ok(device)
+/// The models that a device may use; null if its role decides.
+#[derive(Serialize)]
+pub(super) struct Models {
+    pub(super) models: Option<Vec<ModelPattern>>,
+}
+
+/// How devices are shown after a change.
+struct Shows<'a> {
+    beside: &'a Beside,
+    state: &'a State,
+}
+
+impl Shows<'_> {
+    /// A device, and how many sessions its change has cut.
+    async fn one(&self, device: Device, cut: usize) -> Result<OneDevice, Failure> {
+        let request = Request::Tokens { device: device.id };
+        let tokens_today = match control::ask(&self.beside.dir, &request).await {
+            Ok(Some(Answer::Tokens(today))) => today,
+            _ => None,
+        };
+        let device = with_login(self.view().await?.device(device));
+        Ok(OneDevice { device, tokens_today, cut })
+    }
+
+    async fn view(&self) -> Result<View, Failure> {
+        Ok(View::new(&self.state.register, status::live(&self.beside.dir).await)?)
+    }
+
+    /// Makes the running server apply a change, and prints the device as it is then.
+    async fn in_force(&self, device: &Device, json: bool) -> Result<(), Failure> {
+        let cut = in_force(self.state).await?;
+        self.print(device, cut, json).await
+    }
+
+    async fn print(&self, device: &Device, cut: usize, json: bool) -> Result<(), Failure> {
+        if json { json::answer(self.one(device.clone(), cut).await?) } else { Ok(()) }
     }
 }
 
-/// Makes the running server apply the register now: access that was removed ends at once.
-pub(crate) async fn in_force(state: &State) -> Result<(), Failure> {
-    refresh(&state.dir).await.map(drop).map_err(|why| {
+async fn list_all(on: &Shows<'_>, json: bool) -> Result<(), Failure> {
+    let (register, view) = (&on.state.register, on.view().await?);
+    let devices = register.devices()?.into_iter().map(|device| with_login(view.device(device)));
+    let devices: Vec<_> = devices.collect();
+    if json {
+        return json::answer(Devices { devices });
+    }
+    list(&devices, on.beside)?;
+    if devices.iter().any(|device| device.to_confirm.is_some()) {
+        say(shown::to_confirm(register.history()?.lost));
+    }
+    // Programs that read the table expect only devices in it.
+    let open = register.invitations(unix_now())?;
+    if !open.is_empty() {
+        say(format!("Open invitations:\n{}", invite::table(&open)));
+    }
+    Ok(())
+}
+
+/// Makes the running server apply the register now: access that was removed ends at once. Returns how
+/// many sessions it has cut; 0 if no server runs.
+pub(crate) async fn in_force(state: &State) -> Result<usize, Failure> {
+    refresh(&state.dir).await.map_err(|why| {
         not_told("the register is changed, but the running server could not be told", why)
     })
 }
 
 async fn revoke(
-    state: &State,
-    audit: &AuditSettings,
+    on: &Shows<'_>,
+    changes: &Changes<'_>,
     name: &str,
     reason: Option<Reason>,
+    json: bool,
 ) -> Result<(), Failure> {
-    let device = match state.register.find(name) {
-        Err(DeviceError::Unknown { .. })
-            if state.register.withdraw(name, unix_now()).map_err(not_cut)? =>
-        {
-            audit::note_or_say(
-                audit,
-                &Event::Withdraw { device: name.to_owned(), uid: process::uid() },
-            );
-            in_force(state).await?;
+    let device = match changes.revoke(name, reason) {
+        Err(DeviceError::Unknown { .. }) if changes.withdraw(name).map_err(not_cut)? => {
+            in_force(on.state).await?;
+            if json {
+                json::answer(Withdrawn { withdrawn: name.to_owned() })?;
+            }
             say(format!("The invitation for `{name}` is withdrawn."));
             return Ok(());
         }
         Err(DeviceError::Register(e)) => return Err(not_cut(e)),
-        found => found?,
+        revoked => revoked?,
     };
-    if device.revoked.is_some() {
-        return Err(DeviceError::AlreadyRevoked(device.name).into());
-    }
-    state.register.revoke(device.id, reason.as_ref(), unix_now()).map_err(not_cut)?;
-    let event = Event::Revoke { device: device.subject(), reason, uid: process::uid() };
-    audit::note_or_say(audit, &event);
-    let cut = refresh_after_revoking(&state.dir, "device").await?;
+    let cut = refresh_after_revoking(&on.state.dir, "device").await?;
+    on.print(&device, cut, json).await?;
     let and_cut = if cut > 0 { "; it was connected and has been cut" } else { "" };
     say(format!("Revoked {} {}{and_cut}.", device.name, device.id));
     Ok(())
 }
 
-fn forget(
-    state: &State,
-    audit: &AuditSettings,
-    device: &str,
-    free_name: bool,
+async fn restore(
+    on: &Shows<'_>,
+    changes: &Changes<'_>,
+    name: &str,
+    json: bool,
 ) -> Result<(), Failure> {
-    let name = match (state.register.find(device), device.parse::<Name>()) {
-        // The device was forgotten before.
-        (Err(DeviceError::Unknown { .. }), Ok(name))
-            if free_name && state.register.freed_name(&name)?.is_some() =>
-        {
-            name
+    let device = changes.restore(name)?;
+    let cut = in_force(on.state).await?;
+    // It is not let in while its user is revoked.
+    if let Some(user) = &device.user {
+        on.state.register.must_not_be_revoked(user)?;
+    }
+    on.print(&device, cut, json).await?;
+    say(format!(
+        "{} {} may connect again. A running `adit up` tries within a minute; one that has ended has to be started again.",
+        device.name, device.id
+    ));
+    Ok(())
+}
+
+/// Lets devices in that were held back after a restore; `None` for all of them.
+async fn confirm(
+    on: &Shows<'_>,
+    changes: &Changes<'_>,
+    name: Option<&str>,
+    json: bool,
+) -> Result<(), Failure> {
+    let confirmed = changes.confirm(name)?;
+    let cut = if confirmed.is_empty() { 0 } else { in_force(on.state).await? };
+    match name {
+        _ if !json => {}
+        Some(name) => json::answer(on.one(on.state.register.find(name)?, cut).await?)?,
+        None => {
+            let view = on.view().await?;
+            let devices = confirmed.iter().map(|device| with_login(view.device(device.clone())));
+            json::answer(Devices { devices: devices.collect() })?;
         }
-        (found, _) => {
-            let device = found?;
-            if device.revoked.is_none() {
-                return Err(DeviceError::StillEnrolled(device.name).into());
-            }
-            state.register.forget(device.id)?;
-            let event = Event::Forget { device: device.subject(), uid: process::uid() };
-            audit::note_or_say(audit, &event);
-            say(format!("Forgot {} {}.", device.name, device.id));
-            device.name
-        }
-    };
-    if free_name && let Some(freed) = state.register.free_name(&name)? {
-        let (device, device_uid) = (name.clone(), freed.uid);
-        audit::note_or_say(audit, &Event::FreeName { device, device_uid, uid: process::uid() });
+    }
+    if confirmed.is_empty() {
+        say(match name {
+            Some(name) => format!("`{name}` is not held back: nothing is to be confirmed."),
+            None => "No device is held back: nothing is to be confirmed.".to_owned(),
+        });
+    }
+    for device in confirmed {
+        say(format!("{} {} may connect again.", device.name, device.id));
+    }
+    Ok(())
+}
+
+fn forget(changes: &Changes<'_>, device: &str, free_name: bool, json: bool) -> Result<(), Failure> {
+    let Forgotten { name, id, name_is_free } = changes.forget(device, free_name)?;
+    if json {
+        json::answer(ForgottenDevice { forgotten: name.clone(), name_is_free })?;
+    }
+    if let Some(id) = id {
+        say(format!("Forgot {name} {id}."));
+    }
+    if name_is_free {
         say(format!("Any user may have the name `{name}` now."));
     }
     Ok(())

@@ -4,8 +4,7 @@ use std::{path::Path, time::Duration};
 
 use clap::Args;
 use common::machine::{
-    control,
-    format::{self, to_json},
+    control, format, json,
     network::own_network_or_example,
     owner::become_owner_of,
     process::{self, unix_now},
@@ -16,13 +15,12 @@ use proto::{
     identity::{Name, UserName},
     invitation::is_loopback,
 };
-use serde::Serialize;
 use time::{OffsetDateTime, macros::format_description};
 
 use crate::{
-    audit::{self, Event},
     commands::beside::Beside,
     config::{AdvertiseFlags, Flags, SYSTEM_FILE},
+    documents::{CodeShown, Invitations},
     policy::roles,
     running::{Answer, NOWHERE, Request},
     serve::started,
@@ -91,7 +89,6 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     }
     let state = State::open(&beside.dir)?;
     state.authorities.get().check_clock(unix_now())?;
-    let audit = beside.audit().clone();
     let addresses = match named {
         named if !named.is_empty() => named,
         _ => beside.addresses(state.register.addresses()?),
@@ -103,33 +100,15 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
             .hint("or name an address: `--advertise HOST:11435`, here or with `aditd serve`"));
     }
     let freed = state.register.freed_name(&device)?;
-    let made = state.make_code(device, opens, life, addresses, unix_now())?;
-    let MadeCode { invitation, invited, withdrew } = made;
-    let (device, expires) = (invited.name, invited.expires);
-    let event = Event::Invite {
-        device: device.clone(),
-        sso: invited.sso,
-        role: invite.role,
-        user: invited.user,
-        expires,
-        uid: process::uid(),
-    };
-    audit::note_or_say(&audit, &event);
+    let made = beside.changes(&state).invite(device, opens, life, addresses)?;
     // The server also notices by itself within a moment; this is faster.
     let running = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
-    let code = invitation.code();
     if invite.json {
-        #[derive(Serialize)]
-        struct Made<'a> {
-            schema: u32,
-            device: &'a Name,
-            code: &'a str,
-            expires: i64,
-            addresses: &'a [String],
-        }
-        let addresses = &invitation.addresses;
-        data(to_json(&Made { schema: 1, device: &device, code: &code, expires, addresses })?)?;
-    } else {
+        json::answer(CodeShown::from(&made))?;
+    }
+    let MadeCode { invitation, invited, withdrew } = made;
+    let (device, code) = (invited.name, invitation.code());
+    if !invite.json {
         data(code.as_str())?;
     }
     let life = human::time(life);
@@ -192,14 +171,9 @@ fn to_be_reached(dir: &Path) -> String {
 }
 
 fn list(state: &State, json: bool) -> Result<(), Failure> {
-    #[derive(Serialize)]
-    struct Listing {
-        schema: u32,
-        invitations: Vec<Invited>,
-    }
     let invitations = state.register.invitations(unix_now())?;
     if json {
-        return data(to_json(&Listing { schema: 1, invitations })?);
+        return json::answer(Invitations { invitations });
     }
     if invitations.is_empty() {
         say(typed("No invitation is open: invite a device with `aditd invite NAME`."));

@@ -6,27 +6,25 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use common::machine::{
-    format::to_json,
-    process::{self, parse_time, unix_now},
+    json,
+    process::{parse_time, unix_now},
     report::{Exit, Failure, data, say, typed},
 };
 use proto::{
-    api_key::ApiKey,
     human,
     identity::{Name, UserName},
     ollama::model::ModelPattern,
 };
 
-use serde_json::json;
-
-use self::shown::{Listing, list, shown, until};
+use self::shown::{list, until};
 use crate::{
-    audit::{self, AuditSettings, Event},
+    changes::{Changes, MadeKey},
     commands::{
         beside::Beside,
-        devices::{in_force, not_cut},
-        models,
+        devices::{Models, in_force, not_cut},
+        models, status,
     },
+    documents::{KeyWithSecret, Keys, OneKey, View},
     policy::roles,
     state::{
         State,
@@ -66,12 +64,23 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show one key
+    Show {
+        /// The key's name or id
+        key: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Give a key another role: infer, models, admin, or a role of your configuration
     Role {
         /// The key's name or id
         key: String,
         /// The role
         role: Name,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Let a key use only these models; without any, show which it may use. The limits of its role
     /// still apply
@@ -98,6 +107,9 @@ pub(crate) enum Command {
         /// Let it count as a user of its own
         #[arg(long)]
         none: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Print a new secret for a key; the old one still works for a while
     Rotate {
@@ -117,81 +129,116 @@ pub(crate) enum Command {
     Revoke {
         /// The key's name or id
         key: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
 /// Runs one command.
 pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure> {
-    let (dir, audit) = (&*beside.dir, beside.audit());
-    let state = match (State::open(dir), &command) {
+    let state = match (State::open(&beside.dir), &command) {
         (Err(failure), Command::Revoke { .. }) => return Err(not_cut(failure)),
         (state, _) => state?,
     };
+    let (changes, on) = (beside.changes(&state), Shows { beside, state: &state });
     match command {
         Command::Create { name, role, models, expires, user, json } => {
             beside.must_know(&role)?;
-            let expires = ends_at(expires)?;
-            let new = NewKey { name, role, models, user, expires };
-            create(&state, audit, &new, json).await?;
+            let new = NewKey { name, role, models, user, expires: ends_at(expires)? };
+            create(&on, &changes, &new, json).await?;
             if let Some(note) = beside.https_note() {
                 say(typed(note));
             }
             Ok(())
         }
         Command::List { json } => {
-            let keys = shown(state.register.keys()?, beside);
-            if json { data(to_json(&Listing { schema: 1, keys })?) } else { list(&keys) }
+            let view = on.view().await?;
+            let keys = state.register.keys()?.into_iter().map(|key| view.key(key)).collect();
+            if json { json::answer(Keys { keys }) } else { list(&keys, beside) }
         }
-        Command::Role { key, role } => {
+        Command::Show { key, json } => {
+            let key = on.view().await?.key(state.register.find_key(&key)?);
+            if json { json::answer(OneKey { key }) } else { shown::show(&key, beside) }
+        }
+        Command::Role { key, role, json } => {
             beside.must_know(&role)?;
-            let key = valid(&state, &key)?;
-            state.register.set_key_role(key.id, &role)?;
-            audit::note_or_say(
-                audit,
-                &Event::Role {
-                    device: key.subject(),
-                    role: role.clone(),
-                    before: key.role.clone(),
-                    uid: process::uid(),
-                },
-            );
-            in_force(&state).await?;
+            let key = changes.set_key_role(&key, &role)?;
+            on.in_force(&key, json).await?;
             say(format!("Key {} {} has the role `{role}` now.", key.name, key.id));
             Ok(())
         }
         Command::Models { key, models, all: false, json } if models.is_empty() => {
             let key = state.register.find_key(&key)?;
             if json {
-                let models = key.models;
-                return data(to_json(&json!({"schema": 1, "models": models}))?);
+                return json::answer(Models { models: key.models });
             }
             data(models::listed(key.models.as_deref(), &key.role))
         }
-        Command::Models { key, models, all, json: _ } => {
-            let key = valid(&state, &key)?;
-            state.register.set_key_models(key.id, (!all).then_some(models.as_slice()))?;
-            let named = (!all).then(|| models.iter().map(ToString::to_string).collect());
-            let event = Event::Models { device: key.subject(), models: named, uid: process::uid() };
-            audit::note_or_say(audit, &event);
-            in_force(&state).await?;
+        Command::Models { key, models, all, json } => {
+            let key = changes.set_key_models(&key, (!all).then_some(models.as_slice()))?;
+            on.in_force(&key, json).await?;
             say(format!("Key {} {} may now {}.", key.name, key.id, models::allowed(&models, all)));
-            if let Some(note) = models::missing(dir, &models).await {
+            if let Some(note) = models::missing(&beside.dir, &models).await {
                 say(note);
             }
             Ok(())
         }
-        Command::User { key, user, none: _ } => assign(&state, audit, &key, user.as_ref()).await,
-        Command::Rotate { key, overlap, expires, json } => {
-            rotate(&state, audit, &key, overlap, expires, json).await
+        Command::User { key, user, none: _, json } => {
+            let key = changes.assign_key(&key, user.as_ref())?;
+            on.in_force(&key, json).await?;
+            let (name, id) = (&key.name, key.id);
+            say(match user {
+                Some(user) => format!("The key {name} {id} belongs to the user `{user}` now."),
+                None => format!("The key {name} {id} counts as a user of its own now."),
+            });
+            Ok(())
         }
-        Command::Revoke { key } => revoke(&state, audit, &key).await,
+        Command::Rotate { key, overlap, expires, json } => {
+            rotate(&on, &changes, &key, (overlap, expires), json).await
+        }
+        Command::Revoke { key, json } => {
+            let key = match changes.revoke_key(&key) {
+                Err(KeyError::Register(e)) => return Err(not_cut(e)),
+                revoked => revoked?,
+            };
+            on.in_force(&key, json).await?;
+            say(format!("Revoked the key {} {}; its running answers were cut.", key.name, key.id));
+            Ok(())
+        }
     }
 }
 
-/// Finds a key that can be changed.
-fn valid(state: &State, name: &str) -> Result<Key, KeyError> {
-    let key = state.register.find_key(name)?;
-    if key.revoked.is_some() { Err(KeyError::AlreadyRevoked(key.name)) } else { Ok(key) }
+/// How keys are shown after a change.
+struct Shows<'a> {
+    beside: &'a Beside,
+    state: &'a State,
+}
+
+impl Shows<'_> {
+    async fn view(&self) -> Result<View, Failure> {
+        Ok(View::new(&self.state.register, status::live(&self.beside.dir).await)?)
+    }
+
+    /// Makes the running server apply a change, and prints the key as it is then.
+    async fn in_force(&self, key: &Key, json: bool) -> Result<(), Failure> {
+        in_force(self.state).await?;
+        if json {
+            json::answer(OneKey { key: self.view().await?.key(key.clone()) })?;
+        }
+        Ok(())
+    }
+
+    /// The same for a new secret, which is printed with and without JSON.
+    async fn made(&self, made: MadeKey, json: bool) -> Result<(), Failure> {
+        in_force(self.state).await?;
+        if !json {
+            return data(made.secret.reveal());
+        }
+        // It is not shown again: it has to be printed, whatever else cannot be read now.
+        let view = self.view().await.unwrap_or_default();
+        json::answer(KeyWithSecret::new(made, &view))
+    }
 }
 
 fn ends_at(life: Option<Duration>) -> Result<Option<i64>, Failure> {
@@ -204,139 +251,48 @@ fn ends_at(life: Option<Duration>) -> Result<Option<i64>, Failure> {
     Ok(Some(unix_now().saturating_add(life.as_secs().max(1) as i64)))
 }
 
-/// Says whose a key is; `None` for a user of its own.
-async fn assign(
-    state: &State,
-    audit: &AuditSettings,
-    name: &str,
-    user: Option<&UserName>,
-) -> Result<(), Failure> {
-    let key = valid(state, name)?;
-    if let Some(user) = user {
-        state.register.must_not_be_revoked(user)?;
-    }
-    state.register.set_key_user(key.id, user)?;
-    let now = Key { user: user.cloned(), ..key.clone() };
-    let event = Event::Assign { device: now.subject(), before: key.user, uid: process::uid() };
-    audit::note_or_say(audit, &event);
-    in_force(state).await?;
-    say(match user {
-        Some(user) => format!("The key {} {} belongs to the user `{user}` now.", now.name, now.id),
-        None => format!("The key {} {} counts as a user of its own now.", now.name, now.id),
-    });
-    Ok(())
-}
-
-/// Prints a secret, the only time that it is shown.
-fn print_secret(
-    key: &Key,
-    secret: &ApiKey,
-    expires: Option<i64>,
-    as_json: bool,
-) -> Result<(), Failure> {
-    if !as_json {
-        return data(secret.reveal());
-    }
-    data(to_json(&json!({
-        "schema": 1,
-        "name": key.name,
-        "id": key.id,
-        "secret": secret.reveal(),
-        "expires": expires,
-    }))?)
-}
-
 async fn create(
-    state: &State,
-    audit: &AuditSettings,
+    on: &Shows<'_>,
+    changes: &Changes<'_>,
     new: &NewKey,
-    as_json: bool,
+    json: bool,
 ) -> Result<(), Failure> {
-    state.authorities.get().check_clock(unix_now())?;
-    let secret = ApiKey::generate();
-    let key = state.register.create_key(new, &secret, unix_now())?;
-    audit::note_or_say(
-        audit,
-        &Event::KeyCreate {
-            key: key.subject(),
-            role: key.role.clone(),
-            prefix: secret.prefix().to_string(),
-            expires: new.expires,
-            uid: process::uid(),
-        },
-    );
-    in_force(state).await?;
-    print_secret(&key, &secret, new.expires, as_json)?;
+    on.state.authorities.get().check_clock(unix_now())?;
+    let made = changes.create_key(new)?;
+    let (name, role) = (made.key.name.clone(), made.key.role.clone());
+    on.made(made, json).await?;
     say(format!(
-        "This is the key `{}` (role `{}`, {}). It is not shown again.",
-        key.name,
-        key.role,
+        "This is the key `{name}` (role `{role}`, {}). It is not shown again.",
         until(new.expires)
     ));
     Ok(())
 }
 
+/// `times`: how long the old secret works, and the new one.
 async fn rotate(
-    state: &State,
-    audit: &AuditSettings,
+    on: &Shows<'_>,
+    changes: &Changes<'_>,
     name: &str,
-    overlap: Duration,
-    expires: Option<Duration>,
-    as_json: bool,
+    times: (Duration, Option<Duration>),
+    json: bool,
 ) -> Result<(), Failure> {
+    let (overlap, expires) = times;
     if overlap > LONGEST {
         return Err(Failure::new("the old secret works for ten years at the most")
             .hint("for example `--overlap 24h`")
             .exit(Exit::Usage));
     }
-    state.authorities.get().check_clock(unix_now())?;
-    let key = valid(state, name)?;
-    let now = unix_now();
-    let before = key.secrets.first();
-    let life = before.and_then(|secret| Some(secret.expires? - secret.created));
-    let expires = match expires {
-        Some(life) => ends_at(Some(life))?,
-        None => life.map(|life| now.saturating_add(life)),
-    };
-    let secret = ApiKey::generate();
-    let old_ends = now.saturating_add(overlap.as_secs() as i64);
-    state.register.rotate_key(key.id, &secret, expires, old_ends, now)?;
-    audit::note_or_say(
-        audit,
-        &Event::KeyRotate {
-            key: key.subject(),
-            prefix: secret.prefix().to_string(),
-            expires,
-            overlap: overlap.as_secs(),
-            uid: process::uid(),
-        },
-    );
-    in_force(state).await?;
-    print_secret(&key, &secret, expires, as_json)?;
+    on.state.authorities.get().check_clock(unix_now())?;
+    let made = changes.rotate_key(name, overlap, ends_at(expires)?)?;
+    let (name, expires) = (made.key.name.clone(), made.expires);
+    on.made(made, json).await?;
     let old = match overlap.as_secs() {
         0 => "The old secret has ended.".to_owned(),
         _ => format!("The old secret works for {} more.", human::time(overlap)),
     };
     say(format!(
-        "This is the new secret of the key `{}` ({}). It is not shown again. {old}",
-        key.name,
+        "This is the new secret of the key `{name}` ({}). It is not shown again. {old}",
         until(expires)
     ));
-    Ok(())
-}
-
-async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), Failure> {
-    let key = match state.register.find_key(name) {
-        Err(KeyError::Register(e)) => return Err(not_cut(e)),
-        found => found?,
-    };
-    if key.revoked.is_some() {
-        return Err(KeyError::AlreadyRevoked(key.name).into());
-    }
-    state.register.revoke_key(key.id, unix_now()).map_err(not_cut)?;
-    let event = Event::Revoke { device: key.subject(), reason: None, uid: process::uid() };
-    audit::note_or_say(audit, &event);
-    in_force(state).await?;
-    say(format!("Revoked the key {} {}; its running answers were cut.", key.name, key.id));
     Ok(())
 }

@@ -7,9 +7,10 @@ use std::{
 };
 
 use common::machine::{
-    control,
+    control, json,
     report::{Failure, say},
 };
+use serde::Serialize;
 
 use crate::{
     running::{self, Answer, Request, replacement::Replacement},
@@ -22,11 +23,30 @@ const WITHIN: Duration = Duration::from_secs(90);
 /// How often the server is asked whether it is done.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// Two processes of the server.
+#[derive(Serialize)]
+struct Replaced {
+    before: ServerProcess,
+    now: ServerProcess,
+}
+
+#[derive(Serialize)]
+struct ServerProcess {
+    version: String,
+    pid: u32,
+}
+
+impl From<&Replacement> for ServerProcess {
+    fn from(one: &Replacement) -> Self {
+        Self { version: one.version.clone(), pid: one.pid }
+    }
+}
+
 /// Replaces the server that runs on `dir` with this program, and waits until it serves.
 ///
 /// # Errors
 /// If none runs, or why the new process cannot take over. The running one goes on then.
-pub(crate) async fn run(dir: &Path) -> Result<(), Failure> {
+pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
     let program = this_program()?;
     let before = ask(dir, &Request::Replace { program }).await?;
     let began = Instant::now();
@@ -42,6 +62,9 @@ pub(crate) async fn run(dir: &Path) -> Result<(), Failure> {
     if now.pid == before.pid {
         let why = now.failed.unwrap_or_else(running::of_another_version);
         return Err(Failure::new("aditd was not replaced").caused_by(why));
+    }
+    if json {
+        json::answer(Replaced { before: (&before).into(), now: (&now).into() })?;
     }
     say(format!(
         "aditd {} (pid {}) has replaced aditd {} (pid {}), which ends when the answers that run there have ended.",

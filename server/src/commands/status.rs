@@ -3,18 +3,16 @@
 use std::{path::Path, time::Duration};
 
 use common::machine::{
-    control,
-    format::to_json,
-    process,
+    control, json, process,
     report::{Failure, data, style},
 };
 use proto::{
     clock::shown,
     human::{self, count},
 };
-use serde::Serialize;
 
 use crate::{
+    documents::Live,
     https::{AcmeStatus, CertificateStatus},
     running::{self, Answer, QueueStatus, Request, ServerStatus, UserRequest, UserStatus},
     serve::started,
@@ -30,20 +28,14 @@ const USERS_SHOWN: usize = 10;
 const REQUESTS_SHOWN: usize = 3;
 
 /// Prints the running server's state.
-pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
+pub(crate) async fn run(dir: &Path, as_json: bool) -> Result<(), Failure> {
     let Some(status) = ask(dir).await? else {
         let what = format!("aditd is not running on the state in `{}`", dir.display());
         let start = format!("start it with `{}`", started::command(dir));
         return Err(state::not_there(what, start, dir));
     };
-    if json {
-        #[derive(Serialize)]
-        struct Document {
-            schema: u32,
-            #[serde(flatten)]
-            status: ServerStatus,
-        }
-        return data(to_json(&Document { schema: 1, status })?);
+    if as_json {
+        return json::answer(status);
     }
     let mut text = format!("Server       aditd {} (pid {})\n", status.version, status.pid);
     text += &format!("Listening    {} (UDP)\n", status.listening.join(", "));
@@ -238,6 +230,16 @@ fn users(users: &[UserStatus], now: i64) -> Vec<String> {
         more => lines.push(format!("and {} more", count(more as u64, "user"))),
     }
     lines
+}
+
+/// What a running server knows of devices and keys; nothing if none runs.
+pub(crate) async fn live(dir: &Path) -> Live {
+    let Some(status) = ask(dir).await.ok().flatten() else { return Live::default() };
+    let callers = status.https.into_iter().flat_map(|https| https.callers);
+    Live {
+        sessions: status.sessions.into_iter().map(|one| (one.device_id, one)).collect(),
+        running: callers.map(|caller| (caller.id, caller.running)).collect(),
+    }
 }
 
 /// The state of the running server; `None` if it does not run.

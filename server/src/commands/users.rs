@@ -4,22 +4,24 @@ mod shown;
 
 use clap::Subcommand;
 use common::machine::{
-    format::to_json,
-    process::{self, unix_now},
-    report::{Failure, data, say},
+    json,
+    process::unix_now,
+    report::{Failure, say},
 };
 use proto::{human::count, identity::Name, wire::Reason};
 
-use self::shown::{Listing, Single, list, show, shown};
+use self::shown::{list, show};
 use crate::{
-    audit::{self, AuditSettings, Event},
+    changes::ChangedUser,
     commands::{
         beside::Beside,
-        devices::{in_force, not_cut, refresh_after_revoking},
+        devices::{in_force, not_cut, refresh_after_revoking, with_login},
+        status,
     },
+    documents::{OneUser, UserShown, Users, View},
     state::{
         State,
-        register::{KnownUser, UserError},
+        register::{Device, KnownUser, UserError},
     },
 };
 
@@ -47,11 +49,17 @@ pub(crate) enum Command {
         /// Tell the user why, in at most 200 characters
         #[arg(long, value_name = "TEXT")]
         reason: Option<Reason>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Let a revoked user in again, with all devices and keys that were not revoked themselves
     Restore {
         /// The user's name
         user: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Give all devices and keys of a user this role, and the devices that it enrolls over SSH later
     Role {
@@ -59,24 +67,29 @@ pub(crate) enum Command {
         user: String,
         /// The role
         role: Name,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
 /// Runs one command.
 pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure> {
-    let (dir, audit) = (&*beside.dir, beside.audit());
-    let state = match (State::open(dir), &command) {
+    let state = match (State::open(&beside.dir), &command) {
         (Err(failure), Command::Revoke { .. }) => return Err(not_cut(failure)),
         (state, _) => state?,
     };
+    let changes = beside.changes(&state);
     match command {
         Command::List { json } => {
-            let users = shown(state.register.users(unix_now())?, beside).await;
+            let view = View::new(&state.register, status::live(&beside.dir).await)?;
+            let users = state.register.users(unix_now())?.into_iter();
+            let users: Vec<_> = users.map(|user| shown(&view, user)).collect();
             if json {
-                return data(to_json(&Listing { schema: 1, users })?);
+                return json::answer(Users { users });
             }
             list(&users)?;
-            let is_own = |device: &crate::state::register::Device| device.user.is_none();
+            let is_own = |device: &Device| device.user.is_none();
             let own = state.register.devices()?.into_iter().filter(is_own).count();
             if own > 0 {
                 say(format!(
@@ -88,86 +101,79 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
         }
         Command::Show { user, json } => {
             let user = state.register.find_user(&user, unix_now())?;
-            let user = shown(vec![user], beside).await.remove(0);
-            if json { data(to_json(&Single { schema: 1, user })?) } else { show(&user) }
+            let one = one(beside, &state, user, 0).await?;
+            if json { json::answer(one) } else { show(&one.user) }
         }
-        Command::Revoke { user, reason } => {
-            revoke(&state, audit, &user, reason, beside.tokens()).await
+        Command::Revoke { user, reason, json } => {
+            let changed = changes.revoke_user(&user, reason, beside.tokens());
+            let ChangedUser { before, now } = changed.map_err(|e| match e {
+                UserError::Register(e) => not_cut(e),
+                other => other.into(),
+            })?;
+            let cut = refresh_after_revoking(&state.dir, "user").await?;
+            if json {
+                json::answer(one(beside, &state, now, cut).await?)?;
+            }
+            say_revoked(&before, cut, beside.tokens());
+            Ok(())
         }
-        Command::Restore { user } => restore(&state, audit, &user).await,
-        Command::Role { user, role } => {
+        Command::Restore { user, json } => {
+            let ChangedUser { now, .. } = changes.restore_user(&user)?;
+            let cut = in_force(&state).await?;
+            if json {
+                json::answer(one(beside, &state, now.clone(), cut).await?)?;
+            }
+            say(format!(
+                "The user {} ({}) may connect again. A running `adit up` tries within a minute; one that has ended has to be started again. \
+                 What was revoked by itself stays revoked.",
+                now.name,
+                belongings(&now)
+            ));
+            Ok(())
+        }
+        Command::Role { user, role, json } => {
             beside.must_know(&role)?;
-            let user = state.register.find_user(&user, unix_now())?;
-            state.register.set_user_role(&user.name, &role)?;
-            let event = Event::UserRole {
-                user: user.name.clone(),
-                role: role.clone(),
-                before: user.role.clone(),
-                uid: process::uid(),
-            };
-            audit::note_or_say(audit, &event);
-            in_force(&state).await?;
-            let all = belongings(&user);
-            say(format!("What belongs to {} ({all}) has the role `{role}` now.", user.name));
+            let ChangedUser { now, .. } = changes.set_user_role(&user, &role)?;
+            let cut = in_force(&state).await?;
+            if json {
+                json::answer(one(beside, &state, now.clone(), cut).await?)?;
+            }
+            let all = belongings(&now);
+            say(format!("What belongs to {} ({all}) has the role `{role}` now.", now.name));
             Ok(())
         }
     }
 }
 
-async fn revoke(
+/// A user, and how many sessions its change has cut.
+async fn one(
+    beside: &Beside,
     state: &State,
-    audit: &AuditSettings,
-    name: &str,
-    reason: Option<Reason>,
-    tokens: bool,
-) -> Result<(), Failure> {
-    let user = match state.register.find_user(name, unix_now()) {
-        Err(UserError::Register(e)) => return Err(not_cut(e)),
-        // The register does not know who comes with a token of the provider.
-        Err(UserError::Unknown { text, known }) if tokens => match text.parse() {
-            Ok(name) => KnownUser::new(name),
-            Err(_) => return Err(UserError::Unknown { text, known }.into()),
-        },
-        found => found?,
-    };
-    if user.revoked.is_some() {
-        return Err(UserError::AlreadyRevoked(user.name).into());
-    }
-    state.register.revoke_user(&user.name, reason.as_ref(), unix_now()).map_err(not_cut)?;
-    let event = Event::UserRevoke { user: user.name.clone(), reason, uid: process::uid() };
-    audit::note_or_say(audit, &event);
-    let cut = refresh_after_revoking(&state.dir, "user").await?;
+    user: KnownUser,
+    cut: usize,
+) -> Result<OneUser, Failure> {
+    let view = View::new(&state.register, status::live(&beside.dir).await)?;
+    Ok(OneUser { user: shown(&view, user), cut })
+}
+
+fn shown(view: &View, user: KnownUser) -> UserShown {
+    let user = view.user(user);
+    UserShown { devices: user.devices.into_iter().map(with_login).collect(), ..user }
+}
+
+fn say_revoked(user: &KnownUser, cut: usize, by_token: bool) {
     let and_cut = match cut {
         0 => String::new(),
         cut => format!("; {} connected and cut", count(cut as u64, "device")),
     };
-    say(format!("Revoked the user {} ({}){and_cut}.", user.name, belongings(&user)));
-    if tokens {
+    say(format!("Revoked the user {} ({}){and_cut}.", user.name, belongings(user)));
+    if by_token {
         say("Tokens of the provider that name this user do not count any more.");
     }
     if !user.invitations.is_empty() {
         let open = count(user.invitations.len() as u64, "open invitation");
         say(format!("Withdrew {open} of this user."));
     }
-    Ok(())
-}
-
-async fn restore(state: &State, audit: &AuditSettings, name: &str) -> Result<(), Failure> {
-    let user = state.register.find_user(name, unix_now())?;
-    if user.revoked.is_none() {
-        return Err(UserError::NotRevoked(user.name).into());
-    }
-    state.register.restore_user(&user.name)?;
-    let event = Event::UserRestore { user: user.name.clone(), uid: process::uid() };
-    audit::note_or_say(audit, &event);
-    in_force(state).await?;
-    say(format!(
-        "The user {} ({}) may connect again. A running `adit up` tries within a minute; one that has ended has to be started again. \
-         What was revoked by itself stays revoked.",
-        user.name,
-        belongings(&user)
-    ));
-    Ok(())
 }
 
 /// What a user has, in words: `2 devices, 1 key`.

@@ -6,10 +6,9 @@ mod cas;
 mod devices;
 mod failed;
 mod keys;
-mod listed;
 mod users;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
 use common::machine::{files, process};
 use http_body_util::{BodyExt, Limited};
@@ -21,6 +20,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use proto::document::{Document, NoAnswer};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::{net::UnixStream, sync::Semaphore};
@@ -31,7 +31,13 @@ use self::{
     calls::{CALLS, Call, NoCall, call, parameter},
     failed::Failed,
 };
-use crate::{audit::read::Lines, running::Server};
+use crate::{
+    audit::read::Lines,
+    changes::{AuditLog, Changes},
+    documents::{Live, ReloadShown, View},
+    running::Server,
+    serve::reload::Reloaded,
+};
 
 /// How many connections may be open, and how many of them may read events.
 const CONNECTIONS: usize = 64;
@@ -141,19 +147,15 @@ impl Api {
                 let calls: Vec<_> = CALLS.iter().map(of_one).collect();
                 Ok(json!({"schema": 1, "aditd": env!("CARGO_PKG_VERSION"), "calls": calls}))
             }
-            Call::Status => with_schema(&server.status()),
+            Call::Status => document(server.status()),
             Call::Roles => {
                 let roles: Vec<_> = server.policy.rules().names().cloned().collect();
                 Ok(json!({"schema": 1, "roles": roles}))
             }
             Call::Reload => {
-                let reloaded = server.reload(None).await?;
-                Ok(json!({
-                    "schema": 1,
-                    "file": reloaded.file,
-                    "needs_restart": reloaded.later,
-                    "remarks": reloaded.remarks,
-                }))
+                let Reloaded { file, later, remarks } = server.reload(None).await?;
+                let needs_restart = later.into_iter().map(str::to_owned).collect();
+                document(ReloadShown { file, needs_restart, remarks })
             }
             Call::Ca => cas::status(server).await,
             Call::CaRotate => cas::rotate(server, uid).await,
@@ -167,6 +169,7 @@ impl Api {
             Call::Device => devices::show(server, name).await,
             Call::DeviceRole => devices::role(server, uid, name, read(body)?).await,
             Call::DeviceModels => devices::models(server, uid, name, read(body)?).await,
+            Call::DeviceUser => devices::assign(server, uid, name, read(body)?).await,
             Call::DeviceRename => devices::rename(server, uid, name, read(body)?).await,
             Call::DeviceRevoke => devices::revoke(server, uid, name, read(body)?).await,
             Call::DeviceRestore => devices::restore(server, uid, name).await,
@@ -177,6 +180,7 @@ impl Api {
             Call::KeyCreate => keys::create(server, uid, read(body)?).await,
             Call::KeyRole => keys::role(server, uid, name, read(body)?).await,
             Call::KeyModels => keys::models(server, uid, name, read(body)?).await,
+            Call::KeyUser => keys::assign(server, uid, name, read(body)?).await,
             Call::KeyRotate => keys::rotate(server, uid, name, read(body)?).await,
             Call::KeyRevoke => keys::revoke(server, uid, name).await,
             Call::Users => users::list(server).await,
@@ -288,15 +292,30 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failed> {
 }
 
 /// An object with the number of its schema.
-fn with_schema(value: &impl Serialize) -> Result<Value, Failed> {
+fn document(content: impl Serialize) -> Result<Value, Failed> {
     let internal = |e: serde_json::Error| Failed::new(StatusCode::INTERNAL_SERVER_ERROR, e);
-    let mut value = serde_json::to_value(value).map_err(internal)?;
-    value["schema"] = 1.into();
-    Ok(value)
+    serde_json::to_value(Document::new(content)).map_err(internal)
+}
+
+/// Changes that this user of the machine makes.
+fn changes(server: &Server, uid: u32) -> Changes<'_> {
+    let log = AuditLog::Server(&server.accounting.audit);
+    Changes { state: &server.state, log, uid }
+}
+
+/// How things are shown now. Blocks.
+fn view(server: &Server) -> Result<View, Failed> {
+    let sessions = server.live.status().into_iter().map(|session| (session.device_id, session));
+    let mut live = Live { sessions: sessions.collect(), running: HashMap::new() };
+    for request in server.accounting.live.list() {
+        *live.running.entry(request.who.device_id).or_default() += 1;
+    }
+    Ok(View::new(&server.state.register, live)?)
 }
 
 fn failed(Failed { status, why }: Failed) -> Response<Body> {
-    json_answer(status, &json!({"schema": 1, "error": why}))
+    let error = document(NoAnswer::from(why));
+    json_answer(status, &error.unwrap_or_default())
 }
 
 fn json_answer(status: StatusCode, value: &Value) -> Response<Body> {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use common::machine::{
-    control,
+    control, json,
     owner::become_owner_of,
     report::{Exit, Failure, say},
 };
@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 use crate::{
     audit::Event,
     config::{Config, Flags, Settings},
+    documents::ReloadShown,
     running::{self, Answer, Request, Server},
     sandbox,
     state::{self, register::Snapshot},
@@ -173,12 +174,16 @@ pub(crate) async fn on_hangup(server: Arc<Server>) {
 
 /// `aditd reload`: the server reads its own file; a file that the command names is only compared
 /// with it.
-pub(crate) async fn run(flags: &Flags) -> Result<(), Failure> {
+pub(crate) async fn run(flags: &Flags, json: bool) -> Result<(), Failure> {
     let dir = flags.state_dir()?;
     let named = flags.config.is_some().then(|| flags.file()).flatten();
     become_owner_of(&dir)?;
     match control::ask(&dir, &Request::Reload { named }).await? {
         Some(Answer::Reloaded { file, later, remarks }) => {
+            if json {
+                let (file, needs_restart) = (file.clone(), later.clone());
+                json::answer(ReloadShown { file, needs_restart, remarks: remarks.clone() })?;
+            }
             say(format!("`{}` has been read again and is in force.", file.display()));
             if !later.is_empty() {
                 say(format!(

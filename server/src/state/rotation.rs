@@ -30,7 +30,6 @@ use super::{
 /// The CAs of a server, as `aditd ca status` prints them. Times are Unix seconds.
 #[derive(Debug, Serialize)]
 pub(crate) struct CaStatus {
-    pub(crate) schema: u32,
     /// Oldest first.
     pub(crate) cas: Vec<CaShown>,
     /// The devices that do not have the newest CA, and are not revoked.
@@ -107,6 +106,7 @@ impl From<RegisterError> for CaError {
 }
 
 /// What [`State::retire_cas`] has done.
+#[derive(Clone)]
 pub(crate) struct Retired {
     pub(crate) numbers: Vec<CaNumber>,
     /// The devices that have no newer CA.
@@ -265,7 +265,7 @@ impl State {
         });
         let behind = behind(&snapshot);
         let up_to_date = snapshot.counted().count() - behind.len();
-        Ok(CaStatus { schema: 1, cas: shown.collect(), behind, up_to_date })
+        Ok(CaStatus { cas: shown.collect(), behind, up_to_date })
     }
 }
 

@@ -1,121 +1,35 @@
 //! Devices as the commands print them, for people and for programs.
 
-use std::collections::HashMap;
-
 use common::machine::{
     format,
     process::{self, day, unix_now},
     report::{Failure, data, say, typed},
 };
-use proto::{
-    human,
-    identity::{DeviceId, Name, UserName},
-    ollama::model::ModelPattern,
-    wire::Reason,
-};
-use serde::Serialize;
+use proto::human;
 
 use crate::{
-    commands::{beside::Beside, status},
+    commands::beside::Beside,
+    documents::{DeviceShown, OneDevice},
     policy::roles::either,
     record::CarrierKind,
-    running::{TokensToday, sessions::SessionStatus},
-    state::register::{Device, Register, UserError},
+    running::sessions::SessionStatus,
 };
 
-#[derive(Serialize)]
-pub(super) struct Listing {
-    pub(super) schema: u32,
-    pub(super) devices: Vec<Shown>,
+/// The device, with the name of the user of this machine who enrolled it.
+pub(in crate::commands) fn with_login(device: DeviceShown) -> DeviceShown {
+    DeviceShown { login: device.uid.and_then(process::login), ..device }
 }
 
-#[derive(Serialize)]
-pub(super) struct Single {
-    pub(super) schema: u32,
-    #[serde(flatten)]
-    pub(super) device: Shown,
-    /// Set if the server runs and the device has used tokens today or has a daily limit.
-    pub(super) tokens_today: Option<TokensToday>,
-}
-
-/// A device, as the commands print it. Times are Unix seconds.
-#[derive(Serialize)]
-pub(super) struct Shown {
-    name: String,
-    pub(super) id: DeviceId,
-    role: Name,
-    /// The models that it may use; null if its role decides.
-    models: Option<Vec<ModelPattern>>,
-    enrolled: i64,
-    /// The user of this machine who enrolled it over SSH, or null.
-    uid: Option<u32>,
-    /// The name of that user, if this machine knows it.
-    login: Option<String>,
-    /// The person to whom it belongs; null if it counts as a user of its own.
-    user: Option<UserName>,
-    /// Whether that user is revoked: then the device is not let in either.
-    user_revoked: bool,
-    seen: Option<i64>,
-    certificate_until: i64,
-    revoked: Option<i64>,
-    /// Since when it is held back until it is confirmed, or null.
-    pub(super) to_confirm: Option<i64>,
-    /// Whether its person has signed in at the provider.
-    sso: bool,
-    /// Since when the provider says that the sign-in has ended, or null.
-    signed_out: Option<i64>,
-    /// Why it was revoked, in the owner's words, or null.
-    reason: Option<Reason>,
-    session: Option<SessionStatus>,
-    #[serde(skip)]
-    role_is_known: bool,
-}
-
-pub(super) async fn shown(
-    register: &Register,
-    devices: Vec<Device>,
-    beside: &Beside,
-) -> Vec<Shown> {
-    // Sessions are known only to a running server. The rest is in the register.
-    let status = status::ask(&beside.dir).await.ok().flatten();
-    let sessions = status.map_or_else(Vec::new, |status| status.sessions);
-    let mut sessions: HashMap<_, _> = sessions.into_iter().map(|s| (s.device_id, s)).collect();
-    let is_revoked = |user: &UserName| {
-        matches!(register.must_not_be_revoked(user), Err(UserError::Revoked { .. }))
-    };
-    let one = |d: Device| Shown {
-        session: sessions.remove(&d.id),
-        name: d.name.to_string(),
-        id: d.id,
-        role_is_known: beside.knows(&d.role),
-        role: d.role,
-        models: d.models,
-        enrolled: d.enrolled,
-        uid: d.uid,
-        login: d.uid.and_then(process::login),
-        user_revoked: d.user.as_ref().is_some_and(is_revoked),
-        user: d.user,
-        seen: d.seen,
-        certificate_until: d.not_after,
-        revoked: d.revoked,
-        reason: d.reason,
-        to_confirm: d.held,
-        sso: d.sign_in.is_some(),
-        signed_out: d.sign_in.and_then(|sign_in| sign_in.ended),
-    };
-    devices.into_iter().map(one).collect()
-}
-
-pub(super) fn list(devices: &[Shown]) -> Result<(), Failure> {
+pub(super) fn list(devices: &[DeviceShown], beside: &Beside) -> Result<(), Failure> {
     if devices.is_empty() {
         say(typed("No devices yet: invite one with `aditd invite NAME`."));
         return Ok(());
     }
     let rows = devices.iter().map(|device| {
         [
-            device.name.clone(),
+            device.name.to_string(),
             device.id.to_string(),
-            marked(device),
+            marked(device, beside),
             device.user.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
             seen(device),
             certificate(device),
@@ -124,12 +38,13 @@ pub(super) fn list(devices: &[Shown]) -> Result<(), Failure> {
     data(format::table(["NAME", "ID", "ROLE", "USER", "SEEN", "CERTIFICATE"], rows))
 }
 
-pub(super) fn show(device: &Shown, tokens: Option<TokensToday>) -> Result<(), Failure> {
+pub(super) fn show(one: &OneDevice, beside: &Beside) -> Result<(), Failure> {
+    let device = &one.device;
     let mut text = format!(
         "Device       {} {}\nRole         {}\nEnrolled     {}{}\nSeen         {}\n",
         device.name,
         device.id,
-        role(device),
+        role(device, beside),
         day(device.enrolled),
         by_user(device),
         seen(device)
@@ -166,10 +81,10 @@ pub(super) fn show(device: &Shown, tokens: Option<TokensToday>) -> Result<(), Fa
             human::size(session.received)
         );
     }
-    if let Some(today) = tokens {
+    if let Some(today) = &one.tokens_today {
         text += &format!("\nTokens       {} used today (UTC)", today.used);
         text += &today.limit.map(|limit| format!(" of {limit}")).unwrap_or_default();
-        if let Some(all) = today.user {
+        if let Some(all) = &today.user {
             text += &format!("; its user {} with all devices and keys", all.used);
             text += &all.limit.map(|limit| format!(", of {limit}")).unwrap_or_default();
         }
@@ -187,7 +102,7 @@ fn from(remote: &str) -> String {
 }
 
 /// The user who enrolled the device, as text.
-fn by_user(device: &Shown) -> String {
+fn by_user(device: &DeviceShown) -> String {
     match (device.uid, &device.login) {
         (Some(uid), Some(user)) => format!(" by {user} (uid {uid})"),
         (Some(uid), None) => format!(" by uid {uid}"),
@@ -195,22 +110,22 @@ fn by_user(device: &Shown) -> String {
     }
 }
 
-fn role(device: &Shown) -> String {
+fn role(device: &DeviceShown, beside: &Beside) -> String {
     match &device.models {
-        Some(models) => format!("{}, only {}", marked(device), either(models)),
-        None => marked(device),
+        Some(models) => format!("{}, only {}", marked(device, beside), either(models)),
+        None => marked(device, beside),
     }
 }
 
-fn marked(device: &Shown) -> String {
-    if device.role_is_known {
+fn marked(device: &DeviceShown, beside: &Beside) -> String {
+    if beside.knows(&device.role) {
         device.role.to_string()
     } else {
         format!("{} (not in the configuration)", device.role)
     }
 }
 
-fn seen(device: &Shown) -> String {
+fn seen(device: &DeviceShown) -> String {
     match (&device.session, device.seen) {
         (Some(SessionStatus { away_since: Some(since), .. }), _) => {
             format!("away since {}", ago(*since))
@@ -221,7 +136,7 @@ fn seen(device: &Shown) -> String {
     }
 }
 
-fn certificate(device: &Shown) -> String {
+fn certificate(device: &DeviceShown) -> String {
     match (device.revoked, device.to_confirm) {
         (Some(at), _) => format!("revoked {}", day(at)),
         (None, _) if device.user_revoked => "user revoked".to_owned(),

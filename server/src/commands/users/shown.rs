@@ -1,7 +1,5 @@
 //! Users as the commands print them, for people and for programs.
 
-use std::collections::HashSet;
-
 use common::machine::{
     format,
     process::{day, unix_now},
@@ -9,100 +7,44 @@ use common::machine::{
 };
 use proto::{
     human::{self, count},
-    identity::{DeviceId, Name, UserName},
-    wire::Reason,
-};
-use serde::Serialize;
-
-use crate::{
-    commands::{beside::Beside, status},
-    state::register::{Device, Key, KnownUser},
+    identity::{DeviceId, Name},
 };
 
-#[derive(Serialize)]
-pub(super) struct Listing {
-    pub(super) schema: u32,
-    pub(super) users: Vec<Shown>,
-}
+use crate::documents::{DeviceShown, KeyShown, UserShown};
 
-#[derive(Serialize)]
-pub(super) struct Single {
-    pub(super) schema: u32,
-    #[serde(flatten)]
-    pub(super) user: Shown,
-}
-
-/// A user, as the commands print it. Times are Unix seconds.
-#[derive(Serialize)]
-pub(super) struct Shown {
-    name: UserName,
-    /// The role of devices that it enrolls over SSH later; null for the default role.
-    role: Option<Name>,
-    revoked: Option<i64>,
-    /// Why it was revoked, in the owner's words, or null.
-    reason: Option<Reason>,
-    /// When any of its devices or keys was last used.
-    seen: Option<i64>,
-    devices: Vec<Belonging>,
-    keys: Vec<Belonging>,
-    /// The names of devices with open invitations.
-    invitations: Vec<Name>,
-}
-
-/// A device or key of a user.
-#[derive(Serialize)]
-struct Belonging {
-    name: Name,
+/// A device or key of a user, in a line.
+struct Belonging<'a> {
+    name: &'a Name,
     id: DeviceId,
-    role: Name,
+    role: &'a Name,
     seen: Option<i64>,
     /// When it was revoked itself.
     revoked: Option<i64>,
     /// Whether it is connected now; for a key, whether it runs requests.
-    connected: bool,
+    is_in_use: bool,
 }
 
-pub(super) async fn shown(users: Vec<KnownUser>, beside: &Beside) -> Vec<Shown> {
-    // Who is connected only a running server knows.
-    let status = status::ask(&beside.dir).await.ok().flatten();
-    let sessions = status.iter().flat_map(|status| &status.sessions).map(|one| one.device_id);
-    let callers = status.iter().flat_map(|status| &status.https).flat_map(|https| &https.callers);
-    let callers = callers.filter(|caller| caller.running > 0).map(|caller| caller.id);
-    let connected: HashSet<DeviceId> = sessions.chain(callers).collect();
-    let device = |device: Device| Belonging {
-        connected: connected.contains(&device.id),
-        name: device.name,
-        id: device.id,
-        role: device.role,
-        seen: device.seen,
-        revoked: device.revoked,
-    };
-    let key = |key: Key| Belonging {
-        connected: connected.contains(&key.id),
-        name: key.name,
-        id: key.id,
-        role: key.role,
-        seen: key.seen,
-        revoked: key.revoked,
-    };
-    let one = |user: KnownUser| {
-        let devices: Vec<_> = user.devices.into_iter().map(device).collect();
-        let keys: Vec<_> = user.keys.into_iter().map(key).collect();
-        Shown {
-            name: user.name,
-            role: user.role,
-            revoked: user.revoked,
-            reason: user.reason,
-            seen: devices.iter().chain(&keys).filter_map(|one| one.seen).max(),
-            devices,
-            keys,
-            invitations: user.invitations.into_iter().map(|invited| invited.name).collect(),
-        }
-    };
-    users.into_iter().map(one).collect()
+impl<'a> From<&'a DeviceShown> for Belonging<'a> {
+    fn from(device: &'a DeviceShown) -> Self {
+        let DeviceShown { name, id, role, seen, revoked, .. } = device;
+        let is_in_use = device.session.is_some();
+        Self { name, id: *id, role, seen: *seen, revoked: *revoked, is_in_use }
+    }
 }
 
-pub(super) fn list(users: &[Shown]) -> Result<(), Failure> {
+impl<'a> From<&'a KeyShown> for Belonging<'a> {
+    fn from(key: &'a KeyShown) -> Self {
+        let KeyShown { name, id, role, seen, revoked, .. } = key;
+        Self { name, id: *id, role, seen: *seen, revoked: *revoked, is_in_use: key.running > 0 }
+    }
+}
+
+/// All that belongs to a user.
+fn belongings(user: &UserShown) -> impl Iterator<Item = Belonging<'_>> {
+    user.devices.iter().map(Belonging::from).chain(user.keys.iter().map(Belonging::from))
+}
+
+pub(super) fn list(users: &[UserShown]) -> Result<(), Failure> {
     if users.is_empty() {
         say(typed(
             "No users yet: say whose a device is with `aditd invite NAME --user USER` or `aditd device user DEVICE USER`.",
@@ -122,7 +64,7 @@ pub(super) fn list(users: &[Shown]) -> Result<(), Failure> {
     data(format::table(["USER", "DEVICES", "KEYS", "ROLES", "SEEN", "ACCESS"], rows))
 }
 
-pub(super) fn show(user: &Shown) -> Result<(), Failure> {
+pub(super) fn show(user: &UserShown) -> Result<(), Failure> {
     let mut text = format!("User         {}\nAccess       {}\n", user.name, standing(user));
     if let Some(reason) = &user.reason {
         text += &format!("Reason       {reason}\n");
@@ -131,20 +73,22 @@ pub(super) fn show(user: &Shown) -> Result<(), Failure> {
         text += &format!("Role         {role}, also of devices that it enrolls over SSH later\n");
     }
     text += &format!("Seen         {}", seen(user));
-    for (kind, all) in [("Devices", &user.devices), ("Keys", &user.keys)] {
-        for (i, one) in all.iter().enumerate() {
-            text += &format!("\n{:<13}{}", if i == 0 { kind } else { "" }, line(one));
-        }
+    for (i, device) in user.devices.iter().enumerate() {
+        let kind = if i == 0 { "Devices" } else { "" };
+        text += &format!("\n{kind:<13}{}", line(&device.into()));
+    }
+    for (i, key) in user.keys.iter().enumerate() {
+        text += &format!("\n{:<13}{}", if i == 0 { "Keys" } else { "" }, line(&key.into()));
     }
     if !user.invitations.is_empty() {
-        let names: Vec<_> = user.invitations.iter().map(ToString::to_string).collect();
+        let names: Vec<_> = user.invitations.iter().map(|it| it.name.to_string()).collect();
         text += &format!("\nInvited      {}", names.join(", "));
     }
     data(text)
 }
 
-fn line(one: &Belonging) -> String {
-    let state = match (one.revoked, one.connected, one.seen) {
+fn line(one: &Belonging<'_>) -> String {
+    let state = match (one.revoked, one.is_in_use, one.seen) {
         (Some(at), _, _) => format!("revoked {}", day(at)),
         (None, true, _) => "in use now".to_owned(),
         (None, false, Some(at)) => format!("seen {} ago", ago(at)),
@@ -154,16 +98,15 @@ fn line(one: &Belonging) -> String {
 }
 
 /// The roles of all that the user has, each once.
-fn roles(user: &Shown) -> String {
-    let mut roles: Vec<_> =
-        user.devices.iter().chain(&user.keys).map(|one| one.role.as_str()).collect();
+fn roles(user: &UserShown) -> String {
+    let mut roles: Vec<_> = belongings(user).map(|one| one.role.as_str()).collect();
     roles.sort_unstable();
     roles.dedup();
     if roles.is_empty() { "-".to_owned() } else { roles.join(", ") }
 }
 
-fn seen(user: &Shown) -> String {
-    let in_use = user.devices.iter().chain(&user.keys).filter(|one| one.connected).count();
+fn seen(user: &UserShown) -> String {
+    let in_use = belongings(user).filter(|one| one.is_in_use).count();
     match (in_use, user.seen) {
         (0, Some(at)) => format!("{} ago", ago(at)),
         (0, None) => "never".to_owned(),
@@ -171,7 +114,7 @@ fn seen(user: &Shown) -> String {
     }
 }
 
-fn standing(user: &Shown) -> String {
+fn standing(user: &UserShown) -> String {
     match user.revoked {
         Some(at) => format!("revoked {}", day(at)),
         None => "yes".to_owned(),

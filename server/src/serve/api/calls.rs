@@ -19,6 +19,7 @@ pub(super) enum Call {
     Device,
     DeviceRole,
     DeviceModels,
+    DeviceUser,
     DeviceRename,
     DeviceRevoke,
     DeviceRestore,
@@ -29,6 +30,7 @@ pub(super) enum Call {
     Key,
     KeyRole,
     KeyModels,
+    KeyUser,
     KeyRotate,
     KeyRevoke,
     Users,
@@ -42,7 +44,7 @@ pub(super) enum Call {
 }
 
 /// Every call: its method, its path (`{}` stands for a name or id), and what it does.
-pub(super) const CALLS: [(&str, &str, Call, &str); 34] = [
+pub(super) const CALLS: [(&str, &str, Call, &str); 36] = [
     ("GET", "/v1", Call::Index, "this list"),
     ("GET", "/v1/status", Call::Status, "the running server"),
     ("GET", "/v1/roles", Call::Roles, "the names of all roles"),
@@ -57,6 +59,7 @@ pub(super) const CALLS: [(&str, &str, Call, &str); 34] = [
     ("GET", "/v1/devices/{}", Call::Device, "one device"),
     ("POST", "/v1/devices/{}/role", Call::DeviceRole, "gives it another role"),
     ("POST", "/v1/devices/{}/models", Call::DeviceModels, "sets the models that it may use"),
+    ("POST", "/v1/devices/{}/user", Call::DeviceUser, "says to which user it belongs"),
     ("POST", "/v1/devices/{}/rename", Call::DeviceRename, "gives it another name"),
     ("POST", "/v1/devices/{}/revoke", Call::DeviceRevoke, "ends its access, at once"),
     ("POST", "/v1/devices/{}/restore", Call::DeviceRestore, "lets it in again"),
@@ -67,6 +70,7 @@ pub(super) const CALLS: [(&str, &str, Call, &str); 34] = [
     ("GET", "/v1/keys/{}", Call::Key, "one key"),
     ("POST", "/v1/keys/{}/role", Call::KeyRole, "gives it another role"),
     ("POST", "/v1/keys/{}/models", Call::KeyModels, "sets the models that it may use"),
+    ("POST", "/v1/keys/{}/user", Call::KeyUser, "says to which user it belongs"),
     ("POST", "/v1/keys/{}/rotate", Call::KeyRotate, "gives it a new secret"),
     ("POST", "/v1/keys/{}/revoke", Call::KeyRevoke, "ends it, at once"),
     ("GET", "/v1/users", Call::Users, "all users"),

@@ -1,25 +1,23 @@
 //! The calls about devices and invitations.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use common::machine::process::unix_now;
 use hyper::StatusCode;
 use proto::{
-    epoch::Standing,
-    identity::{Name, RECOVER_WITHIN, UserName},
+    identity::{Name, UserName},
     ollama::model::ModelPattern,
     wire::Reason,
 };
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{blocking, change, check_clock, failed::Failed, listed};
+use super::{blocking, change, changes, check_clock, document, failed::Failed, view};
 use crate::{
-    audit::Event,
+    documents::{CodeShown, Devices, ForgottenDevice, Invitations, OneDevice, Withdrawn},
     running::{NOWHERE, Server},
     state::{
-        codes::{MadeCode, Opens, SIGN_IN},
-        register::{Device, DeviceError, Invited, default_role},
+        codes::{Opens, SIGN_IN},
+        register::{Device, DeviceError, default_role},
     },
 };
 
@@ -71,6 +69,14 @@ pub(super) struct Models {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(super) struct Assign {
+    /// `None` for a user of its own. The field must be there.
+    #[serde(deserialize_with = "Option::deserialize")]
+    pub(super) user: Option<UserName>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Rename {
     name: Name,
 }
@@ -90,8 +96,9 @@ pub(super) fn must_know(server: &Server, role: &Name) -> Result<(), Failed> {
 }
 
 pub(super) async fn invitations(server: &Arc<Server>) -> Result<Value, Failed> {
-    let open = server.in_register(|register| register.invitations(unix_now())).await?;
-    Ok(json!({"schema": 1, "invitations": open}))
+    let now = common::machine::process::unix_now();
+    let invitations = server.in_register(move |register| register.invitations(now)).await?;
+    document(Invitations { invitations })
 }
 
 pub(super) async fn invite(
@@ -116,22 +123,8 @@ pub(super) async fn invite(
         return Err(Failed::new(StatusCode::CONFLICT, NOWHERE));
     }
     let (answer, _) = change(server, move |server| {
-        let made = server.state.make_code(device, opens, life, addresses, unix_now())?;
-        let MadeCode { invitation, invited, .. } = made;
-        let Invited { name: device, role, user, sso, expires } = invited;
-        let mut answer = json!({
-            "schema": 1,
-            "device": device,
-            "code": invitation.code().as_str(),
-            "expires": expires,
-            "addresses": invitation.addresses,
-        });
-        match sso {
-            true => answer["sso"] = true.into(),
-            false => answer["role"] = role.as_str().into(),
-        }
-        server.accounting.audit.note(Event::Invite { device, sso, role, user, expires, uid });
-        Ok(answer)
+        let made = changes(server, uid).invite(device, opens, life, addresses)?;
+        document(CodeShown::from(&made))
     })
     .await?;
     Ok(answer)
@@ -142,71 +135,48 @@ pub(super) async fn withdraw(
     uid: u32,
     device: String,
 ) -> Result<Value, Failed> {
-    let name = device.clone();
-    change(server, move |server| {
-        if !server.state.register.withdraw(&device, unix_now())? {
+    let (withdrawn, _) = change(server, move |server| {
+        if !changes(server, uid).withdraw(&device)? {
             let what = format!("no invitation for `{device}` is open");
             return Err(Failed::new(StatusCode::NOT_FOUND, what));
         }
-        server.accounting.audit.note(Event::Withdraw { device, uid });
-        Ok(())
+        Ok(device)
     })
     .await?;
-    Ok(json!({"schema": 1, "withdrawn": name}))
+    document(Withdrawn { withdrawn })
 }
 
 pub(super) async fn list(server: &Arc<Server>) -> Result<Value, Failed> {
-    let devices = server.in_register(|register| register.devices()).await?;
-    let sessions = server.live.status();
-    let sessions: HashMap<_, _> =
-        sessions.iter().map(|session| (session.device_id, session)).collect();
-    let devices: Vec<_> = devices
-        .iter()
-        .map(|device| listed::device(device, sessions.get(&device.id).copied()))
-        .collect();
-    Ok(json!({"schema": 1, "devices": devices}))
+    let at = server.clone();
+    let devices = blocking(move || {
+        let view = view(&at)?;
+        let devices = at.state.register.devices()?;
+        Ok(devices.into_iter().map(|device| view.device(device)).collect())
+    });
+    document(Devices { devices: devices.await? })
 }
 
 pub(super) async fn show(server: &Arc<Server>, name: String) -> Result<Value, Failed> {
     let at = server.clone();
     let device = blocking(move || Ok(at.state.register.find(&name)?)).await?;
-    Ok(shown(server, &device, 0))
+    shown(server, device, 0).await
 }
 
 /// A device, and how many sessions the change has cut.
-fn shown(server: &Server, device: &Device, cut: usize) -> Value {
-    let sessions = server.live.status();
-    let session = sessions.iter().find(|session| session.device_id == device.id);
-    json!({
-        "schema": 1,
-        "device": listed::device(device, session),
-        "tokens_today": server.tokens_today(device.id),
-        "cut": cut,
-    })
+async fn shown(server: &Arc<Server>, device: Device, cut: usize) -> Result<Value, Failed> {
+    let at = server.clone();
+    let tokens_today = server.tokens_today(device.id);
+    let device = blocking(move || Ok(view(&at)?.device(device))).await?;
+    document(OneDevice { device, tokens_today, cut })
 }
 
 /// Changes a device; the answer shows it as it is then.
 async fn change_one(
     server: &Arc<Server>,
-    name: String,
-    work: impl FnOnce(&Server, Device) -> Result<(), Failed> + Send + 'static,
+    work: impl FnOnce(&Server) -> Result<Device, DeviceError> + Send + 'static,
 ) -> Result<Value, Failed> {
-    let (device, cut) = change(server, move |server| {
-        let device = server.state.register.find(&name)?;
-        let id = device.id;
-        work(server, device)?;
-        Ok(server.state.register.find(&id.to_string())?)
-    })
-    .await?;
-    Ok(shown(server, &device, cut))
-}
-
-fn enrolled(device: Device) -> Result<Device, DeviceError> {
-    if device.revoked.is_some() {
-        Err(DeviceError::AlreadyRevoked(device.name))
-    } else {
-        Ok(device)
-    }
+    let (device, cut) = change(server, |server| Ok(work(server)?)).await?;
+    shown(server, device, cut).await
 }
 
 pub(super) async fn role(
@@ -216,14 +186,7 @@ pub(super) async fn role(
     Role { role }: Role,
 ) -> Result<Value, Failed> {
     must_know(server, &role)?;
-    change_one(server, name, move |server, device| {
-        let device = enrolled(device)?;
-        server.state.register.set_role(device.id, &role)?;
-        let (device, before) = (device.subject(), device.role);
-        server.accounting.audit.note(Event::Role { device, role, before, uid });
-        Ok(())
-    })
-    .await
+    change_one(server, move |server| changes(server, uid).set_role(&name, &role)).await
 }
 
 pub(super) async fn models(
@@ -232,14 +195,17 @@ pub(super) async fn models(
     name: String,
     Models { models }: Models,
 ) -> Result<Value, Failed> {
-    change_one(server, name, move |server, device| {
-        let device = enrolled(device)?;
-        server.state.register.set_models(device.id, models.as_deref())?;
-        let models = models.map(|all| all.iter().map(ToString::to_string).collect());
-        server.accounting.audit.note(Event::Models { device: device.subject(), models, uid });
-        Ok(())
-    })
-    .await
+    change_one(server, move |server| changes(server, uid).set_models(&name, models.as_deref()))
+        .await
+}
+
+pub(super) async fn assign(
+    server: &Arc<Server>,
+    uid: u32,
+    name: String,
+    Assign { user }: Assign,
+) -> Result<Value, Failed> {
+    change_one(server, move |server| changes(server, uid).assign(&name, user.as_ref())).await
 }
 
 pub(super) async fn rename(
@@ -248,17 +214,8 @@ pub(super) async fn rename(
     name: String,
     Rename { name: to }: Rename,
 ) -> Result<Value, Failed> {
-    change_one(server, name, move |server, device| {
-        if device.name == to {
-            return Ok(());
-        }
-        server.state.register.rename(device.id, &to, unix_now())?;
-        let before = device.name.clone();
-        let device = Device { name: to, ..device }.subject();
-        server.accounting.audit.note(Event::Rename { device, before, uid });
-        Ok(())
-    })
-    .await
+    let rename = move |server: &Server| Ok(changes(server, uid).rename(&name, &to)?.device);
+    change_one(server, rename).await
 }
 
 pub(super) async fn revoke(
@@ -267,55 +224,27 @@ pub(super) async fn revoke(
     name: String,
     Revoke { reason }: Revoke,
 ) -> Result<Value, Failed> {
-    change_one(server, name, move |server, device| {
-        let device = enrolled(device)?;
-        server.state.register.revoke(device.id, reason.as_ref(), unix_now())?;
-        server.accounting.audit.note(Event::Revoke { device: device.subject(), reason, uid });
-        Ok(())
-    })
-    .await
+    change_one(server, move |server| changes(server, uid).revoke(&name, reason)).await
 }
 
 pub(super) async fn restore(server: &Arc<Server>, uid: u32, name: String) -> Result<Value, Failed> {
-    change_one(server, name, move |server, device| {
-        if device.revoked.is_none() {
-            return Err(DeviceError::NotRevoked(device.name).into());
-        }
-        if unix_now() > device.not_after + RECOVER_WITHIN {
-            let what =
-                format!("the certificate of `{}` expired too long ago to be renewed", device.name);
-            return Err(Failed::new(StatusCode::CONFLICT, what));
-        }
-        server.state.register.restore(device.id)?;
-        server.accounting.audit.note(Event::Restore { device: device.subject(), uid });
-        Ok(())
-    })
-    .await
+    change_one(server, move |server| changes(server, uid).restore(&name)).await
 }
 
 pub(super) async fn confirm(server: &Arc<Server>, uid: u32, name: String) -> Result<Value, Failed> {
-    change_one(server, name, move |server, device| {
-        if device.standing() != Standing::Held {
-            let what = format!("`{}` is not held back: nothing is to be confirmed", device.name);
-            return Err(Failed::new(StatusCode::CONFLICT, what));
-        }
-        server.state.register.confirm(device.id)?;
-        server.accounting.audit.note(Event::Confirm { device: device.subject(), uid });
-        Ok(())
+    let (device, cut) = change(server, move |server| {
+        let confirmed = changes(server, uid).confirm(Some(&name))?.pop();
+        confirmed.ok_or_else(|| {
+            let what = format!("`{name}` is not held back: nothing is to be confirmed");
+            Failed::new(StatusCode::CONFLICT, what)
+        })
     })
-    .await
+    .await?;
+    shown(server, device, cut).await
 }
 
 pub(super) async fn forget(server: &Arc<Server>, uid: u32, name: String) -> Result<Value, Failed> {
-    let (device, _) = change(server, move |server| {
-        let device = server.state.register.find(&name)?;
-        if device.revoked.is_none() {
-            return Err(DeviceError::StillEnrolled(device.name).into());
-        }
-        server.state.register.forget(device.id)?;
-        server.accounting.audit.note(Event::Forget { device: device.subject(), uid });
-        Ok(device)
-    })
-    .await?;
-    Ok(json!({"schema": 1, "forgotten": device.name}))
+    let forget = move |server: &Server| Ok(changes(server, uid).forget(&name, false)?);
+    let (forgotten, _) = change(server, forget).await?;
+    document(ForgottenDevice { forgotten: forgotten.name, name_is_free: forgotten.name_is_free })
 }

@@ -108,6 +108,9 @@ pub enum DeviceError {
     /// Only a revoked device can be let in again.
     #[error("device `{0}` is not revoked")]
     NotRevoked(Name),
+    /// Only a certificate that can still be renewed is let in again.
+    #[error("the certificate of `{0}` expired too long ago to be renewed")]
+    ExpiredTooLongAgo(Name),
     /// Only a revoked device can be forgotten.
     #[error("device `{0}` is still enrolled")]
     StillEnrolled(Name),
@@ -176,6 +179,11 @@ impl From<DeviceError> for Failure {
             }
             DeviceError::NotRevoked(name) => {
                 format!("to see how it is: `aditd device show {name}`")
+            }
+            DeviceError::ExpiredTooLongAgo(name) => {
+                format!(
+                    "enroll it again: `aditd device forget {name}` and `aditd invite {name}`; then, on that computer, `adit enroll --replace`"
+                )
             }
             DeviceError::StillEnrolled(name) => {
                 format!("end its access first: `aditd device revoke {name}`")

@@ -1,6 +1,6 @@
 //! What the register says of users themselves: who is revoked, and which role was chosen.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use proto::{
     identity::{Name, UserName},
@@ -55,6 +55,11 @@ pub(super) struct UserRow {
 }
 
 impl Register {
+    /// The users who are revoked.
+    pub(crate) fn revoked_users(&self) -> Result<HashSet<UserName>, RegisterError> {
+        Ok(self.read(revoked)?.0.into_keys().collect())
+    }
+
     /// What the register says of its users themselves.
     pub(super) fn user_rows(&self) -> Result<Vec<UserRow>, RegisterError> {
         self.read(rows)

@@ -2,6 +2,7 @@
 
 mod calls;
 mod events;
+mod json;
 
 use std::path::PathBuf;
 

@@ -65,18 +65,20 @@ async fn devices_are_listed_and_shown_for_people_and_programs() {
         let json = world.aditd(&["device", "show", name_or_id, "--json"]).await;
         let json: Value = serde_json::from_str(&json.stdout).expect("JSON");
         assert_eq!(
-            (&json["schema"], &json["name"], &json["id"]),
+            (&json["schema"], &json["device"]["name"], &json["device"]["id"]),
             (&1.into(), &"laptop".into(), &id.as_str().into())
         );
         assert!(
-            json["enrolled"].as_i64().is_some_and(|at| (before..=unix_now()).contains(&at)),
+            json["device"]["enrolled"]
+                .as_i64()
+                .is_some_and(|at| (before..=unix_now()).contains(&at)),
             "{json}"
         );
-        assert_eq!(json["revoked"], Value::Null);
-        assert_eq!(json["session"]["device_id"], id.as_str());
+        assert_eq!(json["device"]["revoked"], Value::Null);
+        assert_eq!(json["device"]["session"]["device_id"], id.as_str());
         assert_eq!(json["tokens_today"], Value::Null);
         let until = profile(&laptop).certificate().expect("a certificate").not_after;
-        assert_eq!(json["certificate_until"], until);
+        assert_eq!(json["device"]["certificate_until"], until);
     }
 
     drop(up);

@@ -43,7 +43,7 @@ async fn the_reason_of_a_revocation_reaches_every_tool_and_the_next_start() {
     let shown: Value =
         serde_json::from_str(&world.aditd(&["device", "show", "laptop", "--json"]).await.stdout)
             .expect("JSON");
-    assert_eq!(shown["reason"], reason);
+    assert_eq!(shown["device"]["reason"], reason);
     let audited = world.audit_has(1, |line| line["event"] == "revoke").await;
     assert_eq!(audited[0]["reason"], reason);
 }

@@ -1,5 +1,7 @@
 //! Every command that prints data prints it as JSON too, or there is a reason why not.
 
+use std::{collections::BTreeSet, path::Path};
+
 use clap::Command;
 
 /// What a command without `--json` prints on its standard output.
@@ -16,26 +18,6 @@ const OTHERS: [(&str, &[&str]); 5] = [
             "adit forget",
             "adit service install",
             "adit service uninstall",
-            "aditd init",
-            "aditd device role",
-            "aditd device revoke",
-            "aditd device restore",
-            "aditd device confirm",
-            "aditd device rename",
-            "aditd device forget",
-            "aditd key role",
-            "aditd key revoke",
-            "aditd key user",
-            "aditd device user",
-            "aditd user revoke",
-            "aditd user restore",
-            "aditd user role",
-            "aditd backup",
-            "aditd restore",
-            "aditd replace",
-            "aditd reload",
-            "aditd ca rotate",
-            "aditd ca retire",
             "aditd service install",
             "aditd service uninstall",
         ],
@@ -48,7 +30,7 @@ const OTHERS: [(&str, &[&str]); 5] = [
     ),
     (
         "text in a format of its own: for a shell, in PEM, or the bytes of a tunnel",
-        &["adit env", "adit completions", "aditd completions", "aditd ca show", "aditd relay"],
+        &["adit env", "adit completions", "aditd completions", "aditd relay"],
     ),
 ];
 
@@ -65,11 +47,17 @@ fn leaves(command: &Command, before: &str, all: &mut Vec<(String, bool)>) {
     }
 }
 
-#[test]
-fn each_command_that_prints_data_prints_json_too() {
+/// Each command of both programs that people type, and whether it has `--json`.
+pub(crate) fn commands() -> Vec<(String, bool)> {
     let mut all = Vec::new();
     leaves(&client::command(), "", &mut all);
     leaves(&server::command(), "", &mut all);
+    all
+}
+
+#[test]
+fn each_command_that_prints_data_prints_json_too() {
+    let all = commands();
     assert!(all.len() > 50, "{all:?}");
     let others: Vec<&str> = OTHERS.iter().flat_map(|(_, names)| *names).copied().collect();
     for (name, has_json) in &all {
@@ -80,4 +68,14 @@ fn each_command_that_prints_data_prints_json_too() {
     for name in others {
         assert!(all.iter().any(|(known, _)| known == name), "there is no command `{name}`");
     }
+}
+
+#[test]
+fn the_page_about_json_has_each_command_that_prints_it_and_no_other() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/json.md");
+    let page = std::fs::read_to_string(path).expect("the page");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let rows: BTreeSet<String> = rows.map(str::to_owned).collect();
+    let printing = commands().into_iter().filter(|(_, has_json)| *has_json).map(|(name, _)| name);
+    assert_eq!(rows, printing.collect());
 }

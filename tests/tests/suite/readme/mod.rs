@@ -11,7 +11,7 @@ use tests::{
 };
 
 mod errors;
-mod json;
+pub(crate) mod json;
 mod reference;
 mod status_json;
 

@@ -11,6 +11,7 @@ pub mod format;
 pub mod json;
 mod log;
 pub mod log_file;
+pub mod log_lines;
 pub mod memory;
 pub mod network;
 pub mod owner;

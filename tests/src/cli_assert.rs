@@ -1,5 +1,7 @@
 //! Assertions about the exit code and the error of a command.
 
+use serde_json::Value;
+
 use crate::{process::Ended, world::Device};
 
 /// The exit code of a failure.
@@ -24,6 +26,16 @@ pub fn assert_told(ended: &Ended, code: i32, says: &[&str]) {
 pub fn assert_usage(ended: &Ended, says: &[&str]) {
     assert_one_error(ended, USAGE, says);
     assert!(ended.stderr.contains("--help"), "{}", ended.stderr);
+}
+
+/// The document that a command has printed with `--json`, and nothing else.
+#[track_caller]
+pub fn document(ended: &Ended) -> Value {
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let document: Value =
+        serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {ended:?}"));
+    assert_eq!(document["schema"], 1, "{document}");
+    document
 }
 
 #[track_caller]
@@ -85,8 +97,7 @@ pub fn own_group() -> String {
 /// With `--json` the error is on standard output, too, as JSON.
 #[track_caller]
 fn assert_is_the_error(stdout: &str, stderr: &str, code: i32) {
-    let told: serde_json::Value =
-        serde_json::from_str(stdout).unwrap_or_else(|e| panic!("{e}: {stdout}"));
+    let told: Value = serde_json::from_str(stdout).unwrap_or_else(|e| panic!("{e}: {stdout}"));
     let (error, only) = (&told["error"], told.as_object().map(|it| it.len()));
     assert_eq!((&told["schema"], only), (&1.into(), Some(2)), "{told}");
     assert_eq!(error["exit"], code, "{told}");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use common::machine::{
-    control,
+    control, json,
     report::{Failure, say},
     service as machine,
 };
@@ -14,6 +14,7 @@ use nix::{
     unistd::Pid,
 };
 use proto::identity::Name;
+use serde::Serialize;
 
 use crate::{
     commands::{
@@ -38,6 +39,25 @@ pub(crate) struct Down {
     /// Do not wait for running answers
     #[arg(long)]
     now: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What has become of a tunnel.
+#[derive(Serialize)]
+struct Ended<'a> {
+    /// The server's name on this device.
+    server: &'a Name,
+    was_up: bool,
+    /// The other servers, with which its `adit up` goes on.
+    goes_on_with: &'a [Name],
+}
+
+impl Down {
+    fn print(&self, server: &Name, was_up: bool, goes_on_with: &[Name]) -> Result<(), Failure> {
+        if self.json { json::answer(Ended { server, was_up, goes_on_with }) } else { Ok(()) }
+    }
 }
 
 /// Ends it, and waits for its end.
@@ -52,6 +72,7 @@ pub(crate) async fn run(
     let Some(status) = ask(profile_dir).await? else {
         // A tunnel that was never set up is the better error.
         profile_dir.read()?;
+        down.print(&profile_dir.name, false, &[])?;
         say(format!("No tunnel `{}` is up.", profile_dir.name));
         return Ok(());
     };
@@ -86,6 +107,8 @@ pub(crate) async fn run(
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+    down.print(&profile_dir.name, true, &others)?;
+    let others: Vec<_> = others.iter().map(|other| format!("`{other}`")).collect();
     let rest = if others.is_empty() {
         String::new()
     } else {
@@ -95,14 +118,14 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// The other servers to which the process `pid` holds a tunnel, for people.
-async fn served_with(profile_dir: &ProfileDir, pid: u32) -> Result<Vec<String>, Failure> {
+/// The other servers to which the process `pid` holds a tunnel.
+async fn served_with(profile_dir: &ProfileDir, pid: u32) -> Result<Vec<Name>, Failure> {
     let mut others = Vec::new();
     for name in profile::known(profile_dir.state_dir())? {
         let other = ProfileDir::new(profile_dir.state_dir(), name);
         let is_other = other.name != profile_dir.name;
         if is_other && ask(&other).await?.is_some_and(|status| status.pid == pid) {
-            others.push(format!("`{}`", other.name));
+            others.push(other.name);
         }
     }
     Ok(others)

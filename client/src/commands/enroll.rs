@@ -14,7 +14,7 @@ use std::{
 
 use common::{
     machine::{
-        control,
+        control, json,
         process::{StopSignals, unix_now},
         report::{Exit, Failure, say, typed},
     },
@@ -29,7 +29,10 @@ use proto::{
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 
 use crate::{
-    commands::in_use::{self, OtherAdit},
+    commands::{
+        in_use::{self, OtherAdit},
+        list::OneServer,
+    },
     dial::clocks::Clocks,
     profile::{Profile, ProfileDir, SecretPem},
     ssh::{Remote, SshClient, SshError, SshTarget},
@@ -40,6 +43,7 @@ use flags::{code_on_the_command_line, looks_like_a_code};
 
 /// Enrolls this device.
 pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
+    let as_json = enroll.json;
     let server = enroll.server().await?;
     let profile_dir = ProfileDir::new(state_dir, enroll.name.clone());
     let again = sign_in::again(&profile_dir, &enroll)?;
@@ -72,6 +76,9 @@ pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure>
             code::by_code(profile_dir, &code, &enroll, again).await?
         }
     };
+    if as_json {
+        json::answer(OneServer::look(profile.profile_dir.clone()).await)?;
+    }
     let Enrolled { device, device_id, addresses, .. } = &profile.enrolled;
     let ways = addresses
         .iter()

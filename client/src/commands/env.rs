@@ -1,11 +1,14 @@
 //! `adit env`: prints the variables that a shell has to export so that its programs use the tunnel.
 
+use std::collections::BTreeMap;
+
 use clap::{Args, ValueEnum};
 use common::machine::{
-    control,
+    control, json,
     report::{Exit, Failure, data},
 };
 use proto::identity::Name;
+use serde::Serialize;
 
 use crate::{
     commands::{
@@ -28,6 +31,15 @@ pub(crate) struct Env {
     /// Write it for this shell [default: the one that SHELL names]
     #[arg(long, value_enum)]
     shell: Option<Shell>,
+    /// Print JSON
+    #[arg(long, conflicts_with = "shell")]
+    json: bool,
+}
+
+/// The variables, by name.
+#[derive(Serialize)]
+struct Variables<'a> {
+    variables: BTreeMap<&'a str, &'a str>,
 }
 
 /// The shells, which export variables in different ways.
@@ -97,6 +109,10 @@ pub(crate) async fn run(profile_dir: &ProfileDir, env: &Env) -> Result<(), Failu
     let variables = env.interfaces.variables(&address, speaks.as_deref());
     let around = environment::around_proxies(|name| std::env::var(name).ok());
     let exports = variables.iter().chain(&around);
+    if env.json {
+        let variables = exports.map(|(name, value)| (*name, value.as_str())).collect();
+        return json::answer(Variables { variables });
+    }
     let mut lines: Vec<String> = exports.map(|(name, value)| shell.export(name, value)).collect();
     lines.push(shell.how_to_use(&command(profile_dir, env)));
     data(lines.join("\n"))

@@ -6,9 +6,11 @@ use clap::Args;
 use common::machine::{
     control,
     files::FileError,
+    json,
     report::{Exit, Failure, say},
 };
 use proto::identity::Name;
+use serde::Serialize;
 
 use crate::{
     commands::in_use,
@@ -25,6 +27,17 @@ pub(crate) struct Forget {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A server that this device does not know any more.
+#[derive(Serialize)]
+struct Forgotten<'a> {
+    forgotten: &'a Name,
+    /// What the server calls this device; null if that could not be read.
+    device: Option<&'a Name>,
 }
 
 /// Deletes what is stored for a server, with this device's key for it.
@@ -49,6 +62,10 @@ pub(crate) async fn run(
     }
     remove(&profile_dir.dir)?;
     drop(lock);
+    if flags.json {
+        let device = profile.as_ref().map(|profile| &profile.enrolled.device);
+        json::answer(Forgotten { forgotten: &profile_dir.name, device })?;
+    }
     say(format!("Forgot the server `{}`: this device's key for it is deleted.", profile_dir.name));
     say(match profile {
         Some(profile) => format!(

@@ -97,6 +97,19 @@ pub(crate) async fn run(state_dir: &Path, flags: &List) -> Result<(), Failure> {
     data(format::table(header, servers.iter().map(|server| server.row(now))))
 }
 
+/// One server, as a command that has changed it prints it with `--json`.
+#[derive(Debug, Serialize)]
+pub(super) struct OneServer {
+    server: ListedServer,
+}
+
+impl OneServer {
+    /// The server as it is now.
+    pub(super) async fn look(profile_dir: ProfileDir) -> Self {
+        Self { server: look(profile_dir).await }
+    }
+}
+
 async fn look(profile_dir: ProfileDir) -> ListedServer {
     let asked = status::ask(&profile_dir).await;
     let has_answered = asked.is_ok();

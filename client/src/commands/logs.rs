@@ -9,11 +9,11 @@ use clap::Args;
 use common::machine::{
     control,
     files::{self, FileError},
-    log_file,
+    log_file, log_lines,
     process::{minute, unix_now},
     report::{Failure, data},
 };
-use proto::identity::Name;
+use proto::{identity::Name, log_line::LogLine};
 
 use self::journal::JournalUnit;
 use crate::profile::{self, ProfileDir};
@@ -35,6 +35,9 @@ pub(crate) struct Logs {
     /// Go on with each new line until Ctrl-C
     #[arg(short, long)]
     follow: bool,
+    /// Print JSON, one object for each line
+    #[arg(long)]
+    json: bool,
 }
 
 /// Keeps the log of this process for `adit logs`: in a file of the profile, unless the journal has
@@ -89,6 +92,9 @@ pub(crate) async fn run(state_dir: &Path, flags: &Logs) -> Result<(), Failure> {
         Ok(text) => {
             let unit: JournalUnit =
                 serde_json::from_slice(&text).map_err(|e| FileError::damaged(&mark, e))?;
+            if flags.json {
+                return unit.show_as_json(flags.lines, flags.follow);
+            }
             return Err(unit.show(flags.lines, flags.follow));
         }
         Err(e) if e.is_not_found() => {}
@@ -100,11 +106,17 @@ pub(crate) async fn run(state_dir: &Path, flags: &Logs) -> Result<(), Failure> {
             .source(format!("`{}` does not exist", log.display()))
             .hint(format!("`adit up{}` writes it", profile_dir.argument()))
     })?;
-    if !shown.is_empty() {
-        data(shown.text.trim_end())?;
+    match flags.json {
+        true => {
+            // The end of the last line may still be to come.
+            let shown = if flags.follow { shown.whole_lines() } else { &shown.text };
+            log_lines::print(shown.lines().map(LogLine::of_text))?;
+        }
+        false if !shown.is_empty() => data(shown.text.trim_end())?,
+        false => {}
     }
     match flags.follow {
-        true => file::follow(&log, shown).await,
+        true => file::follow(&log, shown, flags.json).await,
         false => Ok(()),
     }
 }

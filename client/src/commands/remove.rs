@@ -4,9 +4,11 @@ use std::path::Path;
 
 use clap::Args;
 use common::machine::{
-    control,
+    control, json,
     report::{Exit, Failure, say},
 };
+use proto::identity::Name;
+use serde::Serialize;
 
 use crate::{
     commands::{
@@ -31,8 +33,24 @@ pub(crate) struct Remove {
     /// Do it without asking
     #[arg(short, long)]
     yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     ssh: SshFlag,
+}
+
+/// What was removed.
+#[derive(Serialize)]
+struct Removed<'a> {
+    /// The login at the box.
+    login: &'a str,
+    /// Whether aditd was removed: not if adit has not installed it.
+    removed: bool,
+    /// What is left there, in words.
+    left: &'a [String],
+    /// The server that this device does not know any more.
+    forgotten: Option<&'a Name>,
 }
 
 /// Removes aditd from a box, and this device's enrollment there.
@@ -53,14 +71,24 @@ pub(crate) async fn run(state_dir: &Path, flags: Remove) -> Result<(), Failure> 
         None => None,
     };
     agree(&login, profile_dir.as_ref(), flags.yes).await?;
-    tokio::select! {
+    let left = tokio::select! {
         done = on_the_box(&login) => done?,
         () = interrupted(&login) => {
             return Err(Failure::new("interrupted").hint("run the same command again"));
         }
+    };
+    if let Some(dir) = &profile_dir {
+        forget::remove(&dir.dir)?;
+    }
+    if flags.json {
+        json::answer(Removed {
+            login: &login.to_string(),
+            removed: left.is_some(),
+            left: left.as_deref().unwrap_or_default(),
+            forgotten: profile_dir.as_ref().map(|dir| &dir.name),
+        })?;
     }
     if let Some(dir) = profile_dir {
-        forget::remove(&dir.dir)?;
         say(format!("The server `{}` is forgotten on this computer.", dir.name));
     }
     Ok(())
@@ -119,17 +147,18 @@ async fn agree(
     }
 }
 
-async fn on_the_box(login: &SshTarget) -> Result<(), Failure> {
+/// Removes aditd there. Returns what is left; `None` if adit has not installed it.
+async fn on_the_box(login: &SshTarget) -> Result<Option<Vec<String>>, Failure> {
     let remote = Remote::open(login).await.map_err(|e| no_login(login, e))?;
     // Where `adit up` has put it: the stored command is the link in that directory.
     let named = login.remote_command.as_deref().and_then(|command| command.strip_suffix("/aditd"));
     let Some(left) = on_box::remove(&remote, login, named).await? else {
         say(format!("adit has not installed the aditd on {login}: it is left as it is."));
-        return Ok(());
+        return Ok(None);
     };
     say(format!("aditd and its state are removed from {login}."));
-    for left in left {
+    for left in &left {
         say(format!("Left there: {left}."));
     }
-    Ok(())
+    Ok(Some(left))
 }

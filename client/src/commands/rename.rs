@@ -6,11 +6,17 @@ use clap::Args;
 use common::machine::{
     control,
     files::FileError,
+    json,
     report::{Exit, Failure, say, typed},
 };
 use proto::identity::Name;
+use serde::Serialize;
 
-use crate::{commands::in_use, profile::ProfileDir, settings::SettingsFile};
+use crate::{
+    commands::{in_use, list::OneServer},
+    profile::ProfileDir,
+    settings::SettingsFile,
+};
 
 /// Flags of `rename`.
 #[derive(Debug, Args)]
@@ -19,6 +25,18 @@ pub(crate) struct Rename {
     old: Name,
     /// The name that it gets
     new: Name,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A server with another name.
+#[derive(Serialize)]
+struct Renamed<'a> {
+    /// The name that it had.
+    before: &'a Name,
+    #[serde(flatten)]
+    now: OneServer,
 }
 
 /// Renames a server. The server itself does not know the name.
@@ -41,6 +59,9 @@ pub(crate) async fn run(
     let _lock = in_use::take(&from, &what, control::lock).await?;
     fs::rename(&from.dir, &to.dir).map_err(FileError::io("rename", &from.dir))?;
     let (old, new) = (&from.name, &to.name);
+    if flags.json {
+        json::answer(Renamed { before: old, now: OneServer::look(to.clone()).await })?;
+    }
     say(typed(format!("The server `{old}` is now called `{new}`: `adit up{}`", to.argument())));
     if file.has_table(old) {
         say(format!(

@@ -42,7 +42,7 @@ pub(crate) fn run(
     flags: &ServiceFlags,
     places: &Places,
 ) -> Result<Option<Exit>, Failure> {
-    if matches!(flags.action, Action::Install) {
+    if matches!(flags.action, Action::Install(_)) {
         // The service would fail for the same reason, and only its log would say it.
         profile_dir.read()?;
     }

@@ -4,11 +4,15 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use common::machine::report::{Exit, Failure, data, say};
+use common::machine::{
+    json,
+    report::{Exit, Failure, data, say},
+};
 use proto::{
     bootstrap::{Found, Upgrade},
     typed::quoted,
 };
+use serde::Serialize;
 
 use crate::{
     commands::{
@@ -41,6 +45,22 @@ pub(crate) struct UpgradeFlags {
     server_binary: Option<PathBuf>,
     #[command(flatten)]
     ssh: SshFlag,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was done, or would be done.
+#[derive(Serialize)]
+struct Upgraded<'a> {
+    /// The login at the box.
+    login: &'a str,
+    /// The version that runs there then.
+    version: &'a str,
+    /// Whether another program replaces the one that runs.
+    replaces: bool,
+    /// Whether nothing was done, because of `--dry-run`.
+    dry_run: bool,
 }
 
 /// Replaces the aditd on a box.
@@ -76,16 +96,28 @@ async fn on_the_box(login: &SshTarget, flags: &UpgradeFlags) -> Result<(), Failu
     let plan = Upgrade::new(&found, env!("CARGO_PKG_VERSION"), &binary)
         .map_err(|obstacle| obstacle.failure(&to, &command(&to, flags, "")))?;
     let text = plan.text(&to);
-    if flags.dry_run {
+    let answer = |version: &str, replaces: bool| match flags.json {
+        true => {
+            let dry_run = flags.dry_run;
+            json::answer(Upgraded { login: &to, version, replaces, dry_run })
+        }
+        false => Ok(()),
+    };
+    if flags.dry_run && !flags.json {
         return data(text);
     }
     say(&text);
-    let Upgrade::Replace(replace) = plan else { return Ok(()) };
+    let replace = match plan {
+        Upgrade::Nothing { version } => return answer(&version, false),
+        Upgrade::Replace(replace) if flags.dry_run => return answer(&replace.version, true),
+        Upgrade::Replace(replace) => replace,
+    };
     agree(&to, flags).await?;
     if let (Some(_), Ok(program)) = (replace.upload, &program) {
         on_box::upload(&remote, login, &replace.dir, program).await?;
     }
     on_box::upgrade(&remote, login, &replace).await?;
+    answer(&replace.version, true)?;
     say(format!("aditd {} runs on {to}.", replace.version));
     Ok(())
 }

@@ -7,11 +7,13 @@ use std::{
 
 use clap::Args;
 use common::machine::{
+    json,
     process::parse_time,
     progress::Progress,
     report::{Failure, data},
 };
 use proto::{human, identity::Name};
+use serde::Serialize;
 use serde_json::json;
 
 use crate::{
@@ -36,6 +38,19 @@ pub(crate) struct Warm {
     /// Ask Ollama to keep the model in memory this long without a request [default: Ollama's own]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     keep: Option<Duration>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A model that is loaded.
+#[derive(Serialize)]
+struct Loaded<'a> {
+    /// The server's name on this device.
+    server: &'a Name,
+    model: &'a str,
+    /// How long loading took, in seconds.
+    seconds: f64,
 }
 
 /// Loads the model.
@@ -62,6 +77,11 @@ pub(crate) async fn run(
     drop(progress);
     let status = answer.as_ref().ok().and_then(|answer| answer.status);
     match answer.and_then(api::ApiAnswer::success) {
+        Ok(_) if warm.json => json::answer(Loaded {
+            server: &profile_dir.name,
+            model: &warm.model,
+            seconds: began.elapsed().as_secs_f64(),
+        }),
         Ok(_) => data(format!("{} is loaded, after {}", warm.model, human::time(began.elapsed()))),
         Err(why) => Err(not_loaded(&warm.model, status, why, &profile_dir)),
     }

@@ -19,6 +19,7 @@ pub mod human;
 pub mod identity;
 pub mod invitation;
 pub mod knock;
+pub mod log_line;
 pub mod ollama;
 pub mod redirect;
 pub mod repeats;

@@ -2,9 +2,12 @@
 //! systemd and under launchd.
 
 mod launchd;
+mod state;
 mod systemd;
 #[cfg(test)]
 mod tests;
+
+pub use state::ServiceState;
 
 /// The first words of each file that `service install` writes. A file without them is not replaced.
 pub const MADE: &str = "Made by `service install`";
@@ -208,6 +211,32 @@ impl Service {
     /// The command that shows the service.
     pub fn status(&self) -> Step {
         if self.is_launchd() { launchd::status(self) } else { systemd::status(self) }
+    }
+
+    /// The command whose output [`Service::state`] reads.
+    pub fn properties(&self) -> Step {
+        if self.is_launchd() { launchd::status(self) } else { systemd::properties(self) }
+    }
+
+    /// How the service is, by the output of [`Service::properties`].
+    pub fn state(&self, output: &str) -> ServiceState {
+        if self.is_launchd() {
+            ServiceState::of_launchd(output)
+        } else {
+            ServiceState::of_systemd(output)
+        }
+    }
+
+    /// Like [`Service::logs`], but each line is one that [`LogLine`] reads: as text, or, if this
+    /// returns true, as JSON of the journal.
+    ///
+    /// [`LogLine`]: crate::log_line::LogLine
+    pub fn logs_as_data(&self, lines: u32, follow: bool) -> (Step, bool) {
+        let mut step = self.logs(lines, follow);
+        if !self.is_launchd() {
+            step.args.push("--output=json".to_owned());
+        }
+        (step, !self.is_launchd())
     }
 
     /// The command that shows the last `lines` of its log, and goes on if `follow`.

@@ -10,19 +10,23 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use proto::service::{IfFails, MADE, Manager, Service, Step};
+use proto::service::{IfFails, MADE, Manager, Service, ServiceState, Step};
+use serde::Serialize;
 
-use crate::machine::report::{Exit, Failure, data, say};
+use crate::machine::{
+    json, log_lines,
+    report::{Exit, Failure, data, say},
+};
 
 /// What can be done with a service.
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub enum Action {
     /// Start it now and at each boot
-    Install,
+    Install(Output),
     /// Stop it, and start it no more; keys and settings stay
-    Uninstall,
+    Uninstall(Output),
     /// Show whether it runs
-    Status,
+    Status(Output),
     /// Show its log
     Logs(Logs),
 }
@@ -31,12 +35,45 @@ impl Action {
     /// Its name on the command line.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Install => "install",
-            Self::Uninstall => "uninstall",
-            Self::Status => "status",
+            Self::Install(_) => "install",
+            Self::Uninstall(_) => "uninstall",
+            Self::Status(_) => "status",
             Self::Logs(_) => "logs",
         }
     }
+}
+
+/// How the other commands answer.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Output {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A service that was installed.
+#[derive(Serialize)]
+struct Installed<'a> {
+    /// Its name.
+    service: &'a str,
+    /// The file of its unit.
+    installed: String,
+}
+
+/// A service that was removed.
+#[derive(Serialize)]
+struct Uninstalled<'a> {
+    service: &'a str,
+    removed: String,
+}
+
+/// An installed service.
+#[derive(Serialize)]
+struct Shown<'a> {
+    service: &'a str,
+    file: String,
+    #[serde(flatten)]
+    state: ServiceState,
 }
 
 /// Flags of `service logs`.
@@ -48,6 +85,9 @@ pub struct Logs {
     /// Wait for new lines and show them as they come
     #[arg(short, long)]
     follow: bool,
+    /// Print JSON, one object for each line
+    #[arg(long)]
+    json: bool,
 }
 
 /// The manager of this machine for the user who runs this.
@@ -107,14 +147,29 @@ fn on_path(name: &OsString) -> Option<PathBuf> {
 /// If no manager runs here, a file can't be written, or a command of the manager fails.
 pub fn run(service: &Service, action: Action) -> Result<Option<Exit>, Failure> {
     match action {
-        Action::Install => install(service).map(|()| None),
-        Action::Uninstall => uninstall(service).map(|()| None),
-        Action::Status => {
-            must_be_installed(service, "status")?;
-            let ended = command(&service.status()).status().map_err(|e| unable(service, e))?;
+        Action::Install(Output { json }) => install(service, json).map(|()| None),
+        Action::Uninstall(Output { json }) => uninstall(service, json).map(|()| None),
+        Action::Status(Output { json }) => {
+            let file = must_be_installed(service, "status")?;
+            let mut status = command(&service.status());
+            if json {
+                // Its exit code counts with and without JSON.
+                status.stdout(Stdio::null());
+                let said = command(&service.properties()).stdin(Stdio::null()).output();
+                let said = said.map_err(|e| unable(service, e))?;
+                let state = service.state(&String::from_utf8_lossy(&said.stdout));
+                json::answer(Shown { service: &service.name, file, state })?;
+            }
+            let ended = status.status().map_err(|e| unable(service, e))?;
             Ok((!ended.success()).then_some(Exit::Failed))
         }
-        Action::Logs(Logs { lines, follow }) => {
+        Action::Logs(Logs { lines, follow, json: true }) => {
+            must_be_installed(service, "logs")?;
+            let (step, is_journal) = service.logs_as_data(lines, follow);
+            let ended = log_lines::of_command(command(&step), is_journal)?;
+            Ok(ended.and_then(|ended| (!ended.success()).then_some(Exit::Failed)))
+        }
+        Action::Logs(Logs { lines, follow, json: false }) => {
             must_be_installed(service, "logs")?;
             let step = service.logs(lines, follow);
             let ended = command(&step).status().map_err(|e| {
@@ -147,7 +202,7 @@ fn is_main(service: &Service, pid: u32) -> bool {
     })
 }
 
-fn install(service: &Service) -> Result<(), Failure> {
+fn install(service: &Service, json: bool) -> Result<(), Failure> {
     let files = service.files().map_err(|e| {
         let failure = Failure::new("cannot install the service").source(e.to_string());
         let failure = e.cure().into_iter().fold(failure, Failure::hint);
@@ -170,10 +225,13 @@ fn install(service: &Service) -> Result<(), Failure> {
             }
         }
     }
+    if json {
+        return json::answer(Installed { service: &service.name, installed: service.file() });
+    }
     data(format!("Installed `{}`. It runs now, and starts at each boot.", service.file()))
 }
 
-fn uninstall(service: &Service) -> Result<(), Failure> {
+fn uninstall(service: &Service, json: bool) -> Result<(), Failure> {
     must_be_installed(service, "uninstall")?;
     let path = service.file();
     if let (false, Some(packaged)) = (Path::new(&path).exists(), service.packaged()) {
@@ -194,6 +252,9 @@ fn uninstall(service: &Service) -> Result<(), Failure> {
         .map_err(|e| Failure::new(format!("cannot remove `{path}`")).source(e))?;
     for step in service.after_end() {
         let _ = done(&step);
+    }
+    if json {
+        return json::answer(Uninstalled { service: &service.name, removed: path });
     }
     data(format!("Removed `{path}`. Keys and settings are as they were."))
 }
@@ -222,14 +283,16 @@ fn unable(service: &Service, error: io::Error) -> Failure {
         .hint(format!("to run it until the next boot: `{}`", service.without()))
 }
 
-fn must_be_installed(service: &Service, verb: &str) -> Result<(), Failure> {
-    let has_unit = |service: &Service| {
-        let packaged = service.packaged().is_some_and(|file| Path::new(&file).exists());
-        packaged || Path::new(&service.file()).exists()
+/// Checks that there is such a service. Returns the file of its unit.
+fn must_be_installed(service: &Service, verb: &str) -> Result<String, Failure> {
+    let unit = |service: &Service| {
+        let files = [Some(service.file()), service.packaged()];
+        files.into_iter().flatten().find(|file| Path::new(file).exists())
     };
-    let of_system = service.of_system().filter(has_unit);
-    if Path::new(&service.file()).exists() || (of_system.is_none() && has_unit(service)) {
-        return Ok(());
+    let of_system = service.of_system().filter(|service| unit(service).is_some());
+    match unit(service) {
+        Some(file) if of_system.is_none() || file == service.file() => return Ok(file),
+        _ => {}
     }
     if let Some(of_system) = of_system {
         return Err(Failure::new(format!("this user has no service `{}`", service.name))

@@ -52,6 +52,9 @@ pub(crate) struct Enroll {
     /// Replace the enrollment with the same name; stop its `adit up` first
     #[arg(long)]
     pub(super) replace: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 /// The command is run by a shell, so it may only contain characters of paths and words.

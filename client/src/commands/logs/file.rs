@@ -10,10 +10,11 @@ use std::{
 
 use common::machine::{
     files::{self, FileError},
-    log_file,
+    log_file, log_lines,
     process::StopSignals,
     report::{Failure, harmless},
 };
+use proto::log_line::LogLine;
 
 /// How often to look for new lines.
 const TICK: Duration = Duration::from_millis(200);
@@ -27,6 +28,11 @@ pub(super) struct ReadLog {
 }
 
 impl ReadLog {
+    /// Without the begin of a line whose end is not in the file yet.
+    pub(super) fn whole_lines(&self) -> &str {
+        &self.text[..self.text.rfind('\n').map_or(0, |at| at + 1)]
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.text.trim_end().is_empty()
     }
@@ -57,9 +63,10 @@ pub(super) fn last_lines(path: &Path, count: usize) -> Result<Option<ReadLog>, F
 ///
 /// # Errors
 /// If the log cannot be read, or standard output cannot be written.
-pub(super) async fn follow(path: &Path, shown: ReadLog) -> Result<(), Failure> {
+pub(super) async fn follow(path: &Path, shown: ReadLog, as_json: bool) -> Result<(), Failure> {
     let mut signals =
         StopSignals::listen().map_err(|e| Failure::new("cannot listen for signals").source(e))?;
+    let mut begun = shown.text[shown.whole_lines().len()..].to_owned();
     let (mut file, mut ticks) = (shown.file, tokio::time::interval(TICK));
     loop {
         tokio::select! {
@@ -72,6 +79,15 @@ pub(super) async fn follow(path: &Path, shown: ReadLog) -> Result<(), Failure> {
             text += &rest(&mut file).map_err(FileError::io("read", path))?;
             text += &rest(&mut next).map_err(FileError::io("read", path))?;
             file = next;
+        }
+        if as_json {
+            begun += &text;
+            let whole = begun.rfind('\n').map_or(0, |at| at + 1);
+            let lines: String = begun.drain(..whole).collect();
+            if !log_lines::print(lines.lines().map(LogLine::of_text))? {
+                return Ok(());
+            }
+            continue;
         }
         let mut out = io::stdout();
         match write!(out, "{}", harmless(&text)).and_then(|()| out.flush()) {

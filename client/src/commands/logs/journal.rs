@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::process::CommandExt, process::Command};
 
-use common::machine::report::Failure;
+use common::machine::{log_lines, report::Failure};
 use serde::{Deserialize, Serialize};
 
 /// A unit whose log is in the journal.
@@ -42,6 +42,22 @@ impl JournalUnit {
         Failure::new("cannot show the journal, where the log is")
             .source(format!("journalctl: {error}"))
             .hint(format!("to see it: `journalctl {}`", arguments.join(" ")))
+    }
+
+    /// Prints what `journalctl` says as JSON.
+    ///
+    /// # Errors
+    /// If it cannot be run, or fails.
+    pub(super) fn show_as_json(&self, lines: usize, follow: bool) -> Result<(), Failure> {
+        let mut command = Command::new("journalctl");
+        command.args(self.arguments(lines, follow)).arg("--output=json");
+        match log_lines::of_command(command, true)? {
+            Some(ended) if !ended.success() => {
+                Err(Failure::new("cannot show the journal, where the log is")
+                    .source(format!("journalctl: {ended}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn arguments(&self, lines: usize, follow: bool) -> Vec<String> {

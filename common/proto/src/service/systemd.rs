@@ -80,6 +80,11 @@ pub(super) fn end(service: &Service) -> Vec<Step> {
     vec![systemctl(service, &["disable", "--now", &service.name])]
 }
 
+pub(super) fn properties(service: &Service) -> Step {
+    const WANTED: &str = "--property=ActiveState,UnitFileState,MainPID";
+    systemctl(service, &["show", WANTED, &service.name])
+}
+
 pub(super) fn status(service: &Service) -> Step {
     systemctl(service, &["status", "--no-pager", "--lines=5", &service.name])
 }

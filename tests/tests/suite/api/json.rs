@@ -4,20 +4,10 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
-use tests::{process::Ended, world::World};
+use tests::{cli_assert::document, process::Ended, world::World};
 
 use super::done;
 use crate::{PROGRAM, readme::json::commands};
-
-/// The document that a command has printed, alone, with `--json`.
-#[track_caller]
-fn document(ended: &Ended) -> Value {
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    let document: Value =
-        serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {ended:?}"));
-    assert_eq!(document["schema"], 1, "{document}");
-    document
-}
 
 /// A world whose commands are noted.
 struct Scripted {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tests::{
     bare_box::{BareBox, Kind},
+    cli_assert::document,
     raw,
     state_files::chmod,
     world::SOON,
@@ -50,6 +51,8 @@ async fn an_upgrade_loses_no_running_answer_and_leaves_one_program() {
         "{}",
         dry.stdout
     );
+    let told = document(&gpu.adit(&[&args[..], &["--dry-run", "--json"]].concat()).await);
+    assert_eq!((&told["login"], &told["replaces"]), (&gpu.url.as_str().into(), &true.into()));
     assert_eq!(programs(&gpu), before);
     let asked = gpu.adit(&args).await;
     assert_eq!(asked.code, Some(2), "nobody is there to agree: {}", asked.stderr);
@@ -75,11 +78,13 @@ async fn an_upgrade_loses_no_running_answer_and_leaves_one_program() {
     tokio::time::timeout(SOON, one).await.expect("the old process ends");
     gpu.has_tokens(&up).await;
 
-    let again = gpu.adit(&[&args[..], &["--yes"]].concat()).await;
+    let again = gpu.adit(&[&args[..], &["--yes", "--json"]].concat()).await;
     assert!(again.stderr.contains("nothing is done"), "{}", again.stderr);
+    assert_eq!(document(&again)["replaces"], false);
     up.end().await;
-    let removed = gpu.adit(&["remove", &gpu.url, "--yes"]).await;
-    assert_eq!(removed.code, Some(0), "{}", removed.stderr);
+    let removed = document(&gpu.adit(&["remove", &gpu.url, "--yes", "--json"]).await);
+    assert_eq!((&removed["login"], &removed["removed"]), (&gpu.url.as_str().into(), &true.into()));
+    assert!(removed["forgotten"].is_string(), "{removed}");
     assert_eq!(gpu.servers(), Vec::<String>::new());
 }
 

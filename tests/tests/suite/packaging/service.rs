@@ -2,8 +2,9 @@
 
 use std::{fs, path::PathBuf};
 
+use serde_json::Value;
 use tests::{
-    cli_assert::{assert_no_defect, assert_ok},
+    cli_assert::{assert_no_defect, assert_ok, document},
     process::{Ended, Programs},
     raw,
     state_files::chmod,
@@ -107,6 +108,51 @@ async fn a_service_is_installed_shown_and_uninstalled() {
     let told = session.told();
     assert!(told.contains(&"systemctl --user disable --now adit".to_owned()), "{told:?}");
     assert!(!session.unit().exists());
+}
+
+#[tokio::test]
+async fn scripts_get_json_of_a_service() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let session = Session::new();
+    let json = async |args: &[&str]| {
+        session.adit(&device, &[&["service"], args, &["--json"]].concat()).await
+    };
+    let unit = session.unit().display().to_string();
+    let installed = document(&json(&["install"]).await);
+    assert_eq!(
+        (&installed["service"], &installed["installed"]),
+        (&"adit".into(), &unit.as_str().into())
+    );
+    let says =
+        "case \"$*\" in *show*) printf 'ActiveState=%s\\nUnitFileState=enabled\\nMainPID=7\\n' ";
+    session.program("systemctl", &format!("{says} active;; esac"));
+    let shown = document(&json(&["status"]).await);
+    assert_eq!((&shown["state"], &shown["at_boot"]), (&"active".into(), &true.into()));
+    assert_eq!((&shown["pid"], &shown["file"]), (&7.into(), &unit.as_str().into()));
+    session.program("systemctl", &format!("{says} failed;; *) exit 3;; esac"));
+    let failed = json(&["status"]).await;
+    let shown: Value = serde_json::from_str(&failed.stdout).expect("JSON");
+    assert_eq!((failed.code, &shown["state"]), (Some(1), &"failed".into()));
+    session.program(
+        "journalctl",
+        "printf '{\"MESSAGE\":\" INFO ready\",\"__REALTIME_TIMESTAMP\":\"1800000000000001\"}\\n'",
+    );
+    session.told();
+    let line = json(&["logs"]).await;
+    assert_eq!(
+        session.told(),
+        ["journalctl --user-unit=adit --no-pager --lines=100 --output=json"]
+    );
+    let line: Value = serde_json::from_str(&line.stdout).expect("a line of JSON");
+    assert_eq!((&line["level"], &line["message"]), (&"info".into(), &"ready".into()));
+    assert_eq!(line["time"], "2027-01-15T08:00:00.000001Z");
+    session.program("systemctl", "");
+    let removed = document(&json(&["uninstall"]).await);
+    assert_eq!(removed["removed"], unit.as_str());
+    let missing = json(&["status"]).await;
+    let told: Value = serde_json::from_str(&missing.stdout).expect("JSON");
+    assert_eq!((missing.code, &told["error"]["exit"]), (Some(2), &2.into()));
 }
 
 #[tokio::test]

@@ -1,0 +1,130 @@
+//! Each command of `adit` with `--json`, run as a script would: what it prints is one document.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+use tests::{
+    cli_assert::{NOT_ALLOWED, assert_told, document},
+    world::{Device, World},
+};
+
+use crate::{PROGRAM, readme::json::commands};
+
+/// Commands that have tests of their own with `--json`: at a box, and with a manager of services.
+const ELSEWHERE: [&str; 6] = [
+    "adit upgrade",
+    "adit remove",
+    "adit service install",
+    "adit service uninstall",
+    "adit service status",
+    "adit service logs",
+];
+
+/// Runs a command of which `at` in the document is `is`.
+async fn prints(device: &Device, args: &[&str], at: &str, is: impl Into<Value>) -> Value {
+    let told = document(&device.adit(&[args, &["--json"]].concat(), "").await);
+    assert_eq!(told.pointer(at), Some(&is.into()), "{args:?}: {told:#}");
+    told
+}
+
+#[tokio::test]
+async fn each_command_prints_one_document() {
+    let world = World::start(PROGRAM).await;
+    let laptop = world.stranger("laptop");
+    let code = world.invite("laptop").await;
+    let enrolled = laptop.adit(&["enroll", "--name", "box", "--json"], &code).await;
+    let told = document(&enrolled);
+    assert_eq!(
+        (&told["server"]["name"], &told["server"]["device"]),
+        (&"box".into(), &"laptop".into())
+    );
+    assert_eq!(told["server"]["state"], "not_running");
+    assert!(!enrolled.stdout.contains(code.trim()) && !enrolled.stdout.contains("PRIVATE"));
+    prints(&laptop, &["down", "box"], "/was_up", false).await;
+    let renamed = prints(&laptop, &["rename", "box", "lab"], "/server/name", "lab").await;
+    assert_eq!(renamed["before"], "box");
+
+    let up = laptop.up(&[]).await;
+    prints(&laptop, &["list"], "/servers/0/state", "up").await;
+    prints(&laptop, &["ls"], "/servers/0/server", "lab").await;
+    prints(&laptop, &["status"], "/server", "lab").await;
+    prints(&laptop, &["config"], "/servers/0/name", "lab").await;
+    let url = format!("http://{}", up.address);
+    prints(&laptop, &["env"], "/variables/OLLAMA_HOST", url.clone()).await;
+    prints(&laptop, &["env", "--openai"], "/variables/OPENAI_BASE_URL", url + "/v1").await;
+    let warm = prints(&laptop, &["warm", "stand-in"], "/model", "stand-in").await;
+    assert!(warm["server"] == "lab" && warm["seconds"].is_f64(), "{warm}");
+    let doctor = laptop.adit(&["doctor", "--json"], "").await;
+    let doctor: Value = serde_json::from_str(&doctor.stdout).expect("JSON");
+    assert!(doctor["schema"] == 1 && doctor["lines"].is_array(), "{doctor}");
+    let log = laptop.adit(&["logs", "--json"], "").await;
+    let text = laptop.adit(&["logs"], "").await.stdout;
+    let lines: Vec<Value> = log
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
+        .collect();
+    // The log may have become longer meanwhile.
+    assert!(!lines.is_empty() && lines.len() <= text.lines().count(), "{text}");
+    for (line, text) in lines.iter().zip(text.lines()) {
+        assert!(text.ends_with(line["message"].as_str().expect("text")), "{line} {text}");
+    }
+    let is_ready = |line: &&Value| {
+        let says = line["message"].as_str().is_some_and(|text| text.contains("ready: Ollama on"));
+        says && line["level"] == "info" && line["time"].is_string()
+    };
+    assert_eq!(lines.iter().filter(is_ready).count(), 1, "{text}");
+    let down = prints(&laptop, &["down"], "/was_up", true).await;
+    assert_eq!(
+        (&down["server"], &down["goes_on_with"]),
+        (&"lab".into(), &Value::Array(Vec::new()))
+    );
+    drop(up);
+    let forgotten = prints(&laptop, &["forget", "lab", "--yes"], "/forgotten", "lab").await;
+    assert_eq!(forgotten["device"], "laptop");
+
+    let tried: BTreeSet<_> = [
+        "enroll", "down", "rename", "list", "ls", "status", "config", "env", "warm", "doctor",
+        "logs", "forget",
+    ]
+    .map(|name| format!("adit {name}"))
+    .into_iter()
+    .chain(ELSEWHERE.map(str::to_owned))
+    .collect();
+    let all =
+        commands().into_iter().filter(|(name, has_json)| *has_json && name.starts_with("adit "));
+    assert_eq!(tried, all.map(|(name, _)| name).collect());
+}
+
+#[tokio::test]
+async fn what_fails_is_one_document_too() {
+    let world = World::start(PROGRAM).await;
+    let laptop = world.device("laptop").await;
+    for (command, says) in [
+        (&["forget", "nowhere", "--yes", "--json"][..], "nowhere"),
+        (&["rename", "nowhere", "lab", "--json"], "nowhere"),
+        (&["env", "--json"], "no `adit up` is running"),
+        (&["status", "--json"], "adit is not running"),
+        (&["logs", "--json"], "there is no log yet"),
+        (&["enroll", "--json"], "this device is enrolled already"),
+        (&["env", "--json", "--shell", "fish"], "cannot be used with"),
+    ] {
+        let ended = laptop.adit(command, "").await;
+        let told: Value =
+            serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {ended:?}"));
+        assert_eq!(told["error"]["exit"].as_i64(), ended.code.map(i64::from), "{ended:?}");
+        assert!(told["error"]["what"].as_str().expect("text").contains(says), "{told}");
+    }
+    // What follows belongs to the program that is run.
+    let ended = laptop.run(&["--", "/nowhere/at/all", "--json"]).await;
+    assert_eq!(ended.stdout, "", "{ended:?}");
+    let up = laptop.up(&[]).await;
+    world.aditd(&["device", "revoke", "laptop"]).await;
+    let refused = async {
+        while laptop.adit(&["warm", "stand-in", "--json"], "").await.code != Some(NOT_ALLOWED) {}
+    };
+    tokio::time::timeout(tests::world::SOON, refused).await.expect("it is refused");
+    let refused = laptop.adit(&["warm", "stand-in", "--json"], "").await;
+    assert_told(&refused, NOT_ALLOWED, &["revoked"]);
+    drop(up);
+}

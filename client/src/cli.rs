@@ -37,6 +37,7 @@ use crate::{
         warm::{self, Warm},
         watcher::{self, Watcher},
     },
+    device_key,
     profile::{self, ProfileDir},
     settings::{self, Named, Settings, SettingsFile, Source},
 };
@@ -269,6 +270,7 @@ fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
     });
     // Does not wait for a name look-up that hangs.
     runtime.shutdown_background();
+    device_key::finish();
     result
 }
 

@@ -6,6 +6,7 @@
 
 mod cli;
 mod commands;
+mod device_key;
 pub mod dial;
 mod local;
 pub mod profile;

@@ -1,7 +1,7 @@
 //! What a device stores for each server: its key and certificate, the CA that it trusts, and the
 //! server's addresses. One file for each server, which only its owner can read.
 
-mod key;
+mod pending;
 mod sign_in;
 
 use std::{
@@ -20,28 +20,30 @@ use common::{
 };
 use data_encoding::BASE64;
 use proto::{
-    crypto::{private_key_from_pem, sha256},
     identity::{Certificate, Name, UserName},
     wire::{Enrolled, Reason, Revocation},
 };
-use rustls::{
-    crypto::aws_lc_rs::sign::any_ecdsa_type,
-    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
-    sign::CertifiedKey,
-};
+use rustls::{pki_types::CertificateDer, sign::CertifiedKey};
 use serde::{Deserialize, Serialize};
 
-pub use self::key::SecretPem;
-use self::key::{stored_key, take_key, to_bytes};
-use crate::ssh::SshTarget;
+pub use crate::device_key::{DeviceKey, SecretPem};
+use crate::{
+    device_key::{
+        HardwareKey, StoredHardware,
+        pem::{stored_key, take_key, to_bytes},
+    },
+    ssh::SshTarget,
+};
 
 /// The name of a server that was enrolled without a name.
 pub(crate) const DEFAULT_NAME: &str = "default";
 /// The file of a profile.
 pub(crate) const IDENTITY: &str = "identity.json";
-const PENDING: &str = "pending.json";
-/// The newest format that is read. Since 2 a device may have a knock key of its own.
-const SCHEMA: u32 = 2;
+/// The newest format that is read. Since 2 a device may have a knock key of its own, and since 3 its
+/// private key may be in hardware.
+const SCHEMA: u32 = 3;
+/// The format of a profile with its private key: older versions read it, too.
+const SCHEMA_WITH_KEY: u32 = 2;
 
 /// The directory of one server's profile: `servers/NAME` in the state directory.
 #[derive(Debug, Clone)]
@@ -107,7 +109,7 @@ pub struct Profile {
     pub sign_in_code: Option<String>,
     /// When this device enrolled first, Unix seconds. Profiles of older versions do not have it.
     pub enrolled_at: Option<i64>,
-    key: Arc<SecretPem>,
+    key: DeviceKey,
 }
 
 #[derive(Deserialize)]
@@ -136,18 +138,12 @@ struct Stored {
     sign_in_code: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     enrolled_at: Option<i64>,
-    #[serde(with = "stored_key")]
-    private_key: Arc<SecretPem>,
-}
-
-/// A key that was sent with a code, before the answer has arrived. If the same code is tried again,
-/// the same key is used.
-#[derive(Serialize, Deserialize)]
-struct Pending {
-    /// The hash of the code's token.
-    code: String,
-    #[serde(with = "stored_key")]
-    private_key: Arc<SecretPem>,
+    /// `None` if the key is in hardware.
+    #[serde(default, with = "stored_key", skip_serializing_if = "Option::is_none")]
+    private_key: Option<Arc<SecretPem>>,
+    /// `None` if the key is in this file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hardware_key: Option<StoredHardware>,
 }
 
 /// The default state directory.
@@ -217,7 +213,7 @@ impl ProfileDir {
 
     /// The key of this profile, if its device has the name `device` and reaches its server by
     /// `way`. Enrolled again with this key, it stays the same device.
-    pub fn key_of(&self, target: &SshTarget, device: &Name) -> Option<Arc<SecretPem>> {
+    pub fn key_of(&self, target: &SshTarget, device: &Name) -> Option<DeviceKey> {
         let profile = self.read().ok()?;
         let same = profile.ssh.as_ref().is_some_and(|known| known.leads_to_the_same(target));
         (same && profile.enrolled.device == *device).then_some(profile.key)
@@ -237,7 +233,7 @@ impl ProfileDir {
             }
             other => other?,
         };
-        let key = take_key(&mut text);
+        let pem = take_key(&mut text);
         // Read before the rest, whose format depends on it.
         let Version { schema } = serde_json::from_slice(&text).map_err(|e| damaged(&path, e))?;
         if schema > SCHEMA {
@@ -248,6 +244,13 @@ impl ProfileDir {
             .hint("use the newer adit"));
         }
         let stored: Stored = serde_json::from_slice(&text).map_err(|e| damaged(&path, e))?;
+        let key = match (stored.private_key, stored.hardware_key) {
+            (Some(blank), None) => DeviceKey::File(pem.map_or(blank, Arc::new)),
+            (None, Some(stored)) => HardwareKey::stored(stored, self.state_dir())
+                .map(DeviceKey::Hardware)
+                .map_err(|why| damaged(&path, why))?,
+            _ => return Err(damaged(&path, "it has not exactly one private key")),
+        };
         let profile = Profile {
             profile_dir: self.clone(),
             enrolled: stored.enrolled,
@@ -260,7 +263,7 @@ impl ProfileDir {
             // Older versions kept it in the profile.
             sign_in_code: self.kept_sign_in_code().or(stored.sign_in_code),
             enrolled_at: stored.enrolled_at,
-            key: key.map_or(stored.private_key, Arc::new),
+            key,
         };
         profile.certified_key().map_err(|e| damaged(&path, plain(&e)))?;
         profile.certificate().map_err(|e| damaged(&path, plain(&e)))?;
@@ -305,33 +308,6 @@ impl ProfileDir {
         files::create_dir(servers)?;
         files::create_dir(&self.dir)
     }
-
-    /// The key to send with a code: the one that was sent with this code before, or a new one from
-    /// `make`, which is stored before it is used.
-    pub fn pending_key(
-        &self,
-        token: &[u8],
-        make: impl FnOnce() -> Result<SecretPem, Failure>,
-    ) -> Result<Arc<SecretPem>, Failure> {
-        let path = self.dir.join(PENDING);
-        let code = BASE64.encode(&sha256(token));
-        match files::read(&path) {
-            Ok(mut bytes) => {
-                let key = take_key(&mut bytes);
-                if let Ok(pending) = serde_json::from_slice::<Pending>(&bytes)
-                    && pending.code == code
-                {
-                    return Ok(key.map_or(pending.private_key, Arc::new));
-                }
-            }
-            Err(e) if e.is_not_found() => {}
-            Err(e) => return Err(e.into()),
-        }
-        let private_key = Arc::new(make()?);
-        let pending = Pending { code, private_key: private_key.clone() };
-        files::replace(&path, &to_bytes(&path, &pending)?)?;
-        Ok(private_key)
-    }
 }
 
 fn damaged(path: &Path, why: impl ToString) -> Failure {
@@ -375,7 +351,7 @@ impl Profile {
         profile_dir: ProfileDir,
         enrolled: Enrolled,
         ssh: Option<SshTarget>,
-        key: Arc<SecretPem>,
+        key: impl Into<DeviceKey>,
     ) -> Self {
         Self {
             profile_dir,
@@ -386,7 +362,7 @@ impl Profile {
             port: None,
             sign_in_code: None,
             enrolled_at: Some(unix_now()),
-            key,
+            key: key.into(),
         }
     }
 
@@ -399,7 +375,7 @@ impl Profile {
     }
 
     /// The device's private key.
-    pub(crate) fn key(&self) -> Arc<SecretPem> {
+    pub(crate) fn key(&self) -> DeviceKey {
         self.key.clone()
     }
 
@@ -407,8 +383,12 @@ impl Profile {
     pub fn save(&self) -> Result<(), FileError> {
         let path = self.profile_dir.dir.join(IDENTITY);
         let Revocation { user, reason } = self.revoked.clone().unwrap_or_default();
+        let (private_key, hardware_key) = match &self.key {
+            DeviceKey::File(pem) => (Some(pem.clone()), None),
+            DeviceKey::Hardware(key) => (None, Some(key.to_stored())),
+        };
         let stored = Stored {
-            schema: SCHEMA,
+            schema: if hardware_key.is_some() { SCHEMA } else { SCHEMA_WITH_KEY },
             enrolled: self.enrolled.clone(),
             ssh: self.ssh.clone(),
             revoked: self.revoked.is_some(),
@@ -418,24 +398,17 @@ impl Profile {
             port: self.port,
             sign_in_code: self.sign_in_code.clone(),
             enrolled_at: self.enrolled_at,
-            private_key: self.key.clone(),
+            private_key,
+            hardware_key,
         };
         files::replace(&path, &to_bytes(&path, &stored)?)?;
-        match fs::remove_file(self.profile_dir.dir.join(PENDING)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(FileError::io("remove", self.profile_dir.dir.join(PENDING))(e))
-            }
-            _ => Ok(()),
-        }
+        self.profile_dir.remove_pending()
     }
 
     /// The device's certificate and key, for TLS.
     pub fn certified_key(&self) -> Result<Arc<CertifiedKey>, rustls::Error> {
-        let not_a_key = || rustls::Error::General("the private key can't be read".to_owned());
-        let der = private_key_from_pem(self.key.as_str()).ok_or_else(not_a_key)?;
-        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der.as_slice()));
-        let key = any_ecdsa_type(&der).map_err(|_| not_a_key())?;
-        let certified = CertifiedKey::new(vec![decode(&self.enrolled.certificate)?], key);
+        let certified =
+            CertifiedKey::new(vec![decode(&self.enrolled.certificate)?], self.key.signing_key()?);
         // Fails if the certificate is for another key.
         certified.keys_match()?;
         Ok(Arc::new(certified))

@@ -26,7 +26,11 @@ use clap::ValueEnum;
 use common::transport::carrier::{OpenStream, StreamCarrier};
 use keys::Keyring;
 use pace::Pace;
-use proto::{doctor::Report, identity::Name, wire::Enrolled};
+use proto::{
+    doctor::Report,
+    identity::Name,
+    wire::{EnrollDevice, Enrolled},
+};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -154,10 +158,14 @@ impl SshTarget {
     ///
     /// # Errors
     /// The error of ssh or of the server.
-    pub(crate) async fn enroll(&self, name: &Name, csr: String) -> Result<Enrolled, SshError> {
+    pub(crate) async fn enroll(
+        &self,
+        name: &Name,
+        request: &EnrollDevice,
+    ) -> Result<Enrolled, SshError> {
         match self.client() {
-            SshClient::Builtin => Remote::open(self).await?.enroll(self, name, csr).await,
-            SshClient::System => system::enroll(self, name, csr).await,
+            SshClient::Builtin => Remote::open(self).await?.enroll(self, name, request).await,
+            SshClient::System => system::enroll(self, name, request).await,
         }
     }
 

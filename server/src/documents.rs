@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use common::machine::process::unix_now;
 use proto::{
     api_key::ApiKey,
+    device_key::KeyStorage,
     identity::{DeviceId, Name, UserName},
     ollama::model::ModelPattern,
     rotation::CaNumber,
@@ -52,6 +53,8 @@ pub(crate) struct DeviceShown {
     pub(crate) signed_out: Option<i64>,
     /// Why it was revoked, in the owner's words, or null.
     pub(crate) reason: Option<Reason>,
+    /// How it keeps its key, as it says: `file`, `pkcs11`, `tpm` or `unknown`.
+    pub(crate) key_storage: KeyStorage,
     pub(crate) session: Option<SessionStatus>,
 }
 
@@ -143,6 +146,7 @@ impl View {
             sso: device.sign_in.is_some(),
             signed_out: device.sign_in.and_then(|sign_in| sign_in.ended),
             reason: device.reason,
+            key_storage: device.key_storage,
         }
     }
 

@@ -34,7 +34,7 @@ use crate::{
         upstream::{UnixJoins, Upstream},
     },
     record::CallerKind,
-    state::register::Snapshot,
+    state::register::{Device, Snapshot},
 };
 
 /// The rules in force: the current register, and the services.
@@ -277,6 +277,19 @@ impl Policy {
         let Registered { kind, id, name, uid, user, has_signed_in, .. } =
             caller.registered(&snapshot, tokens.as_deref())?;
         Ok(Admitted { kind, id, name: name.clone(), uid, user: user.cloned(), has_signed_in })
+    }
+
+    /// Checks that a device keeps its key as its role wants.
+    ///
+    /// # Errors
+    /// [`Code::KeyInFile`].
+    pub(crate) fn must_keep_key(&self, certificate: &Certificate) -> Result<(), Code> {
+        let snapshot = self.snapshot();
+        let device = certificate.device.and_then(|id| snapshot.admits(id, certificate.key));
+        let is_in_file = |device: &Device| {
+            !device.key_storage.is_hardware() && self.rules().wants_hardware_key(&device.role)
+        };
+        if device.is_some_and(is_in_file) { Err(Code::KeyInFile) } else { Ok(()) }
     }
 
     /// The revocation of the holder of this certificate, or of its user.

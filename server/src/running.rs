@@ -20,6 +20,7 @@ use std::{
 
 use common::{machine::report::Failure, transport::carrier::SystemSocket};
 use proto::{
+    device_key::KeyStorage,
     doctor::gpu_box::BoxFound,
     identity::{DeviceId, Name},
     repeats::Repeats,
@@ -128,6 +129,9 @@ pub enum Request {
         name: Name,
         /// A PKCS #10 request (RFC 2986) in DER.
         csr: Vec<u8>,
+        /// How the device keeps its key, as it says.
+        #[serde(default)]
+        key_storage: KeyStorage,
         /// The user.
         uid: u32,
     },

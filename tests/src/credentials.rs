@@ -14,6 +14,7 @@ use common::{
 };
 use data_encoding::BASE64;
 use proto::{
+    device_key::KeyStorage,
     identity::DeviceId,
     invitation::Invitation,
     wire::{Code, EnrollAnswer, EnrollRequest},
@@ -116,6 +117,7 @@ pub async fn enroll(invitation: &Invitation, token: &[u8], csr: Vec<u8>) -> Enro
         csr: BASE64.encode(&csr),
         own_knock: true,
         sign_in: None,
+        key_storage: KeyStorage::File,
     };
     for _ in 0..DISPLACED {
         // Without a free place it gives no answer.

@@ -28,6 +28,8 @@ pub mod provider;
 pub mod raw;
 pub mod signing_in;
 pub mod skip;
+pub mod soft_token;
+pub mod soft_tpm;
 pub mod sshd;
 pub mod state_files;
 pub mod stats;

@@ -9,7 +9,10 @@ use common::{
     transport::frame,
 };
 use data_encoding::BASE64;
-use proto::wire::{EnrollDevice, Enrolled, SSH_FAILED, SSH_MARKER, SshFailed};
+use proto::{
+    device_key::KeyStorage,
+    wire::{EnrollDevice, Enrolled, SSH_FAILED, SSH_MARKER, SshFailed},
+};
 use rcgen::KeyPair;
 use tokio::{io::AsyncWriteExt, process::Command};
 
@@ -77,7 +80,12 @@ impl OverSsh {
 pub async fn request(key: &KeyPair) -> Vec<u8> {
     let mut framed = Vec::new();
     let csr = BASE64.encode(&csr(key));
-    frame::write(&mut framed, &EnrollDevice { csr, own_knock: true }).await.expect("framed");
+    frame::write(
+        &mut framed,
+        &EnrollDevice { csr, own_knock: true, key_storage: KeyStorage::File },
+    )
+    .await
+    .expect("framed");
     framed
 }
 

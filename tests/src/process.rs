@@ -25,6 +25,8 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 pub struct Programs {
     dir: PathBuf,
+    /// What is set in the environment of each command.
+    environment: Vec<(String, String)>,
 }
 
 impl Programs {
@@ -35,12 +37,18 @@ impl Programs {
         for name in ["adit", "aditd"] {
             std::os::unix::fs::symlink(this, dir.join(name))?;
         }
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self { dir: dir.to_owned(), environment: Vec::new() })
     }
 
     /// Where they are.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The same with this variable in the environment of each command.
+    pub fn with_variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     /// A command of one of them, without the settings of this process's environment.
@@ -55,6 +63,7 @@ impl Programs {
         // Not the settings of whoever runs the tests.
         command.env("XDG_CONFIG_HOME", self.dir.join("config"));
         command.env("NO_COLOR", "1").env_remove("JOURNAL_STREAM").env_remove("NOTIFY_SOCKET");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

@@ -312,6 +312,12 @@ async fn serve(
 }
 
 impl Device {
+    /// The same with this variable in the environment of its commands.
+    pub fn with_variable(mut self, name: &str, value: &str) -> Self {
+        self.programs = self.programs.with_variable(name, value);
+        self
+    }
+
     /// Runs an `adit` command on this device.
     pub async fn adit(&self, args: &[&str], input: &str) -> Ended {
         let args = [args, &["--state-dir", self.dir()]].concat();

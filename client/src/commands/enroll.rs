@@ -3,6 +3,7 @@
 
 mod code;
 mod flags;
+mod keys;
 mod paste;
 mod sign_in;
 
@@ -20,13 +21,12 @@ use common::{
     },
     transport::tls,
 };
-use data_encoding::BASE64;
 use proto::{
+    device_key::KeyUri,
     identity::{Certificate, Name},
     invitation::{MAX_CODE_LEN, is_address, is_loopback},
-    wire::{Enrolled, OLLAMA_PORT},
+    wire::{EnrollDevice, Enrolled, OLLAMA_PORT},
 };
-use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 
 use crate::{
     commands::{
@@ -34,7 +34,7 @@ use crate::{
         list::OneServer,
     },
     dial::clocks::Clocks,
-    profile::{Profile, ProfileDir, SecretPem},
+    profile::{Profile, ProfileDir},
     ssh::{Remote, SshClient, SshError, SshTarget},
 };
 
@@ -44,6 +44,7 @@ use flags::{code_on_the_command_line, looks_like_a_code};
 /// Enrolls this device.
 pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
     let as_json = enroll.json;
+    let place = enroll.key_place()?;
     let server = enroll.server().await?;
     let profile_dir = ProfileDir::new(state_dir, enroll.name.clone());
     let again = sign_in::again(&profile_dir, &enroll)?;
@@ -65,7 +66,7 @@ pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure>
             target.client = enroll.ssh.ssh_client.unwrap_or_default();
             {
                 let device = device_name(enroll.device)?;
-                by_ssh(profile_dir, target, device, None).await?
+                by_ssh(profile_dir, target, device, place.as_ref(), None).await?
             }
         }
         None => {
@@ -73,7 +74,7 @@ pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure>
                 Some(code) => code,
                 None => read_code(enroll.code_file.as_deref())?,
             };
-            code::by_code(profile_dir, &code, &enroll, again).await?
+            code::by_code(profile_dir, &code, &enroll, (place, again)).await?
         }
     };
     if as_json {
@@ -86,6 +87,9 @@ pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure>
         .chain(profile.ssh.as_ref().map(ToString::to_string))
         .collect::<Vec<_>>();
     say(format!("Enrolled as {device} {device_id} at {}.", ways.join(", ")));
+    if let Some(place) = profile.key().place() {
+        say(format!("This device's key is {place}."));
+    }
     say(typed(next(state_dir, &profile.profile_dir).await));
     Ok(())
 }
@@ -117,26 +121,32 @@ pub(in crate::commands) fn device_name(chosen: Option<Name>) -> Result<Name, Fai
     })
 }
 
-/// Enrolls over SSH, in a login that is there already, or in one of its own.
+/// Enrolls over SSH, in a login that is there already, or in one of its own. The key is made at `place`,
+/// if that is given.
 pub(in crate::commands) async fn by_ssh(
     profile_dir: ProfileDir,
     mut target: SshTarget,
     device: Name,
+    place: Option<&KeyUri>,
     login: Option<&Remote>,
 ) -> Result<Profile, Failure> {
     profile_dir.prepare()?;
     let _lock = take(&profile_dir).await?;
     // With the same key this is the same device to the server, if the answer was lost or if it
     // enrolls again; otherwise its name would be taken.
-    let key = match profile_dir.key_of(&target, &device) {
+    let key = match profile_dir.key_of(&target, &device).filter(|key| keys::is_at(key, place)) {
         Some(key) => key,
-        None => profile_dir.pending_key(format!("{target} {device}").as_bytes(), make_key)?,
+        None => keys::get(&profile_dir, place, format!("{target} {device}").as_bytes()).await?,
     };
-    let csr = BASE64.encode(&csr(&key)?);
+    let request = EnrollDevice {
+        csr: keys::request(&key).await?,
+        own_knock: true,
+        key_storage: key.storage(),
+    };
     let enrolling = async {
         match login {
-            Some(login) => login.enroll(&target, &device, csr).await,
-            None => target.enroll(&device, csr).await,
+            Some(login) => login.enroll(&target, &device, &request).await,
+            None => target.enroll(&device, &request).await,
         }
     };
     let enrolled = tokio::select! {
@@ -223,20 +233,6 @@ async fn take(profile_dir: &ProfileDir) -> Result<File, Failure> {
     let what = format!("the enrollment `{}` is in use", profile_dir.name);
     let taken = in_use::take(profile_dir, &what, control::lock).await;
     taken.map_err(|why| why.hint("to enroll at a second server: `adit enroll --name NAME`"))
-}
-
-fn make_key() -> Result<SecretPem, Failure> {
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
-        .map_err(|e| Failure::new("cannot make a private key").source(e))?;
-    Ok(SecretPem::new(key.serialize_pem()))
-}
-
-fn csr(key: &SecretPem) -> Result<Vec<u8>, Failure> {
-    let unusable = |e: rcgen::Error| Failure::new("cannot use this device's private key").source(e);
-    let key = KeyPair::from_pem(key.as_str()).map_err(unusable)?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    Ok(params.serialize_request(&key).map_err(unusable)?.der().to_vec())
 }
 
 /// Checks an answer before it is stored: the certificate is for this device's key, from the CA that

@@ -9,12 +9,12 @@ use common::machine::{
     json,
     report::{Exit, Failure, say},
 };
-use proto::identity::Name;
+use proto::{device_key::KeyUri, identity::Name};
 use serde::Serialize;
 
 use crate::{
     commands::in_use,
-    profile::{IDENTITY, ProfileDir},
+    profile::{DeviceKey, IDENTITY, Profile, ProfileDir},
     settings::SettingsFile,
     ssh::ask,
 };
@@ -38,6 +38,8 @@ struct Forgotten<'a> {
     forgotten: &'a Name,
     /// What the server calls this device; null if that could not be read.
     device: Option<&'a Name>,
+    /// The key that stays in a token, or null.
+    key_left: Option<KeyUri>,
 }
 
 /// Deletes what is stored for a server, with this device's key for it.
@@ -62,11 +64,21 @@ pub(crate) async fn run(
     }
     remove(&profile_dir.dir)?;
     drop(lock);
+    let key = profile.as_ref().map(Profile::key).filter(|key| key.left_behind().is_some());
     if flags.json {
         let device = profile.as_ref().map(|profile| &profile.enrolled.device);
-        json::answer(Forgotten { forgotten: &profile_dir.name, device })?;
+        let key_left = key.as_ref().map(DeviceKey::uri);
+        json::answer(Forgotten { forgotten: &profile_dir.name, device, key_left })?;
     }
-    say(format!("Forgot the server `{}`: this device's key for it is deleted.", profile_dir.name));
+    let left = key.and_then(|key| key.left_behind());
+    say(match &left {
+        None => format!(
+            "Forgot the server `{}`: this device's key for it is deleted.",
+            profile_dir.name
+        ),
+        Some(_) => format!("Forgot the server `{}`.", profile_dir.name),
+    });
+    left.into_iter().for_each(say);
     say(match profile {
         Some(profile) => format!(
             "The server still knows this device. To end that, run there: `aditd device revoke {}`",

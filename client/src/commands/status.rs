@@ -18,6 +18,7 @@ use common::machine::{
     report::{Failure, data, style, typed},
 };
 use proto::{
+    device_key::KeyStorage,
     identity::{DeviceId, Name},
     wire::{DEFAULT_SERVICE, QueueAnswer},
 };
@@ -78,6 +79,12 @@ pub(crate) struct Status {
     /// What the server calls this device.
     pub(crate) device: Name,
     pub(crate) device_id: DeviceId,
+    /// How this device keeps its private key.
+    #[serde(default)]
+    pub(crate) key_storage: KeyStorage,
+    /// Where that is, if it is in hardware.
+    #[serde(default)]
+    pub(crate) key: Option<String>,
     /// The last second of the certificate's validity.
     pub(crate) certificate_until: i64,
     /// The addresses on which it listens for applications.
@@ -354,6 +361,8 @@ impl Status {
             schema: 1,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            key_storage: profile.key().storage(),
+            key: profile.key().place(),
             certificate_until: profile.certificate().map_or(0, |c| c.not_after),
             server: profile.profile_dir.name,
             device: profile.enrolled.device,

@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     commands::logs,
+    device_key,
     dial::{DialError, plan::DialPlan, route::CarrierChoice, unmarked},
     profile::{ProfileDir, SharedProfile},
     ssh::SshClient,
@@ -88,6 +89,7 @@ pub(crate) fn run(state_dir: &Path, watcher: Watcher, verbose: u8) -> Result<(),
         ),
     }
     runtime.shutdown_background();
+    device_key::finish();
     Ok(())
 }
 

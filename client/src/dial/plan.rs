@@ -34,7 +34,7 @@ impl DialPlan {
         if let Some(none) = self.no_way() {
             return Err(none);
         }
-        dial::dial(&self.config()?, &self.addresses(), self.ssh().as_ref()).await
+        dial::dial(&self.config().await?, &self.addresses(), self.ssh().as_ref()).await
     }
 
     /// Makes another connection over the carrier of one that this endpoint has. Cancellation safe.
@@ -46,7 +46,7 @@ impl DialPlan {
         endpoint: &Endpoint,
         route: &Route,
     ) -> Result<Connection, DialError> {
-        dial::beside(&self.config()?, endpoint, route).await
+        dial::beside(&self.config().await?, endpoint, route).await
     }
 
     /// Connects by UDP. Cancellation safe.
@@ -54,7 +54,7 @@ impl DialPlan {
     /// # Errors
     /// The most telling failure.
     pub(crate) async fn dial_udp(&self) -> Result<Dialed, DialError> {
-        dial::dial(&self.config()?, &self.addresses(), None).await
+        dial::dial(&self.config().await?, &self.addresses(), None).await
     }
 
     /// Connects by SSH. Cancellation safe.
@@ -62,7 +62,7 @@ impl DialPlan {
     /// # Errors
     /// Why it cannot connect.
     pub(crate) async fn dial_ssh(&self) -> Result<Dialed, DialError> {
-        dial::dial(&self.config()?, &[], self.ssh().as_ref()).await
+        dial::dial(&self.config().await?, &[], self.ssh().as_ref()).await
     }
 
     /// The addresses to try by UDP, best first.
@@ -129,12 +129,16 @@ impl DialPlan {
         dial::all_of(&self.addresses(), self.ssh().as_ref())
     }
 
-    fn config(&self) -> Result<dial::DialConfig, DialError> {
+    /// Also makes sure that the device's key can sign, on another thread: a token that is missing is a
+    /// better error than a handshake that fails.
+    async fn config(&self) -> Result<dial::DialConfig, DialError> {
         let profile = self.profile.get();
+        profile.key().ready().await.map_err(DialError::Key)?;
         let other = |e: rustls::Error| DialError::Other(e.to_string());
         let roots = tls::roots(profile.ca().map_err(other)?).map_err(other)?;
         let crypto =
             tls::tunnel_client(roots, profile.certified_key().map_err(other)?).map_err(other)?;
-        Ok(dial::config(crypto, &profile.enrolled.knock_key, self.idle_timeout))
+        let config = dial::config(crypto, &profile.enrolled.knock_key, self.idle_timeout);
+        Ok(config.signed_by(profile.key()))
     }
 }

@@ -153,10 +153,10 @@ impl Remote {
         &self,
         target: &SshTarget,
         name: &Name,
-        csr: String,
+        request: &EnrollDevice,
     ) -> Result<Enrolled, SshError> {
         let Some(Connected { session, .. }) = &self.session else {
-            return system::enroll(target, name, csr).await;
+            return system::enroll(target, name, request).await;
         };
         let to = target.to_string();
         let exchange = async {
@@ -164,7 +164,7 @@ impl Remote {
             let mut piped = session.exec(&target.command(&run), &to).await?;
             piped.read.tells(&self.patience);
             let asked = async {
-                frame::write(&mut piped.write, &EnrollDevice { csr, own_knock: true }).await?;
+                frame::write(&mut piped.write, request).await?;
                 piped.write.flush().await
             };
             // The command may have answered without reading everything.

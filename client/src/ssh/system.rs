@@ -67,7 +67,7 @@ impl AsyncRead for Relayed {
 pub(super) async fn enroll(
     target: &SshTarget,
     name: &Name,
-    csr: String,
+    request: &EnrollDevice,
 ) -> Result<Enrolled, SshError> {
     let run = format!("enroll-device {name}");
     let mut child = start(target, &run, Prompts::Allowed)?;
@@ -78,7 +78,7 @@ pub(super) async fn enroll(
     };
     let exchange = async {
         let asked = async {
-            frame::write(&mut stdin, &EnrollDevice { csr, own_knock: true }).await?;
+            frame::write(&mut stdin, request).await?;
             stdin.flush().await
         };
         // The command may have answered without reading everything.

@@ -16,7 +16,8 @@ pub(crate) struct News {
 
 impl News {
     /// Whether to log that there is no tunnel for this reason. The first one is logged at once, and so
-    /// is a refusal of the server.
+    /// are a refusal of the server and a key that cannot be used: a token that hangs needs long for each
+    /// attempt.
     pub(crate) fn is_news(&mut self, why: &DialError) -> bool {
         if self.told.as_ref().is_some_and(|told| told.is_same_news(why)) {
             self.other = None;
@@ -26,7 +27,8 @@ impl News {
             Some((other, times)) if other.is_same_news(why) => times + 1,
             _ => 1,
         };
-        if self.told.is_none() || why.is_final() || times >= STAYS {
+        let is_urgent = why.is_final() || matches!(why, DialError::Key(_));
+        if self.told.is_none() || is_urgent || times >= STAYS {
             self.told = Some(why.clone());
             return true;
         }
@@ -45,6 +47,7 @@ mod tests {
     use proto::wire::Revocation;
 
     use super::*;
+    use crate::device_key::KeyError;
 
     fn silent() -> DialError {
         DialError::NoAnswer("gpu:1".to_owned())
@@ -79,6 +82,8 @@ mod tests {
     fn a_refusal_is_told_at_once_and_everything_after_a_session() {
         let refused = DialError::Revoked(Revocation::default());
         assert_eq!(told(&[silent(), refused.clone(), refused]), [0, 1]);
+        let key = DialError::Key(KeyError::passing("the token is not there", "plug it in"));
+        assert_eq!(told(&[silent(), key.clone(), key]), [0, 1]);
         let mut news = News::default();
         assert!(news.is_news(&silent()) && !news.is_news(&silent()));
         news.forget();

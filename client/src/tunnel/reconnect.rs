@@ -172,6 +172,8 @@ impl Reconnect {
         if self.plan.profile.get().revoked.is_some() {
             return self.begin_after_revocation().await;
         }
+        // A token may want a PIN, which a person at the terminal types.
+        self.plan.profile.get().key().unlock().await.map_err(DialError::Key)?;
         let dialed = self.plan.dial().await?;
         self.enter(dialed).await
     }

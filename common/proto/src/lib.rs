@@ -9,6 +9,7 @@ pub mod checks;
 pub mod clock;
 pub mod congestion;
 pub mod crypto;
+pub mod device_key;
 pub mod doctor;
 pub mod document;
 pub mod epoch;

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::{
+    device_key::KeyStorage,
     failure::Failure,
     identity::{DeviceId, Name},
     knock::KnockKey,
@@ -230,6 +231,9 @@ pub struct EnrollRequest {
     /// What a code that opens a sign-in needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sign_in: Option<SignInRequest>,
+    /// How the device keeps its key, as it says. Older clients keep it in a file, and do not say so.
+    #[serde(default)]
+    pub key_storage: KeyStorage,
 }
 
 /// The server's answer to an [`EnrollRequest`].
@@ -277,6 +281,9 @@ pub struct EnrollDevice {
     /// As in [`EnrollRequest`].
     #[serde(default)]
     pub own_knock: bool,
+    /// As in [`EnrollRequest`].
+    #[serde(default)]
+    pub key_storage: KeyStorage,
 }
 
 /// What a command over SSH prints before its own output. The login shell may print something before

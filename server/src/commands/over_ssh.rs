@@ -124,9 +124,11 @@ async fn enroll(config: &Config, name: &str, socket: Option<PathBuf>) -> Result<
             .hint("bring adit and aditd to the same version"));
     }
     let csr = BASE64.decode(request.csr.as_bytes()).map_err(|e| unreadable(e.to_string()))?;
+    let key_storage = request.key_storage;
     // The running server enrolls the device, by its own settings, so that there is only one way to
     // enroll.
-    let request = Request::Enroll { name: name.clone(), csr: csr.clone(), uid: process::uid() };
+    let request =
+        Request::Enroll { name: name.clone(), csr: csr.clone(), key_storage, uid: process::uid() };
     let asked = match become_owner_of(&config.state_dir) {
         Ok(()) => control::ask(&config.state_dir, &request).await,
         Err(e) => Err(e),
@@ -141,7 +143,7 @@ async fn enroll(config: &Config, name: &str, socket: Option<PathBuf>) -> Result<
     // The state belongs to another user, or no server runs on it. The server may still allow a
     // group that this user belongs to.
     let socket = socket.unwrap_or_else(|| config.enroll_socket.clone());
-    if let Some(answer) = enroll_socket::ask(&socket, None, &name, &csr).await {
+    if let Some(answer) = enroll_socket::ask(&socket, None, &name, &csr, key_storage).await {
         return answer;
     }
     // Or it runs with another configuration. Root is trusted here anyway; any other user could have
@@ -149,7 +151,9 @@ async fn enroll(config: &Config, name: &str, socket: Option<PathBuf>) -> Result<
     let (trusted, others): (Vec<_>, Vec<_>) =
         elsewhere::find(&socket).await.into_iter().partition(|found| found.uid == ROOT);
     for found in trusted {
-        if let Some(answer) = enroll_socket::ask(&found.path, Some(ROOT), &name, &csr).await {
+        if let Some(answer) =
+            enroll_socket::ask(&found.path, Some(ROOT), &name, &csr, key_storage).await
+        {
             return answer;
         }
     }

@@ -34,6 +34,9 @@ pub(crate) struct RoleFile {
     /// The only services that it allows. Without it, a built-in role allows all, and another one the
     /// service `ollama`.
     pub services: Option<Spanned<Vec<Name>>>,
+    /// Whether its devices must keep their keys in hardware.
+    #[serde(default)]
+    pub hardware_key: bool,
     /// The limits of devices with this role.
     #[serde(default)]
     pub limits: LimitSettings,
@@ -75,6 +78,7 @@ struct Role {
     allow: Allow,
     models: Option<Vec<ModelPattern>>,
     services: Option<Vec<Name>>,
+    hardware_key: bool,
 }
 
 #[derive(Debug)]
@@ -148,21 +152,23 @@ impl Rules {
             Allow::Everything,
         ];
         let name = |text: &str| text.parse().expect("a role's name is a name");
-        let built_in = BUILT_IN
-            .into_iter()
-            .zip(allows)
-            .map(|(text, allow)| (name(text), Role { allow, models: None, services: None }));
+        let built_in = BUILT_IN.into_iter().zip(allows).map(|(text, allow)| {
+            (name(text), Role { allow, models: None, services: None, hardware_key: false })
+        });
         let mut all: BTreeMap<Name, Role> = built_in.collect();
-        for (name, RoleFile { allow, models, services, limits: _ }) in roles {
+        for (name, RoleFile { allow, models, services, hardware_key, limits: _ }) in roles {
             let services = services.map(Spanned::into_inner);
             match (all.get_mut(&name), allow) {
                 (Some(_), Some(allow)) => return Err(BadRole::BuiltIn(name, allow.span().start)),
-                (Some(role), None) => (role.models, role.services) = (models, services),
+                (Some(role), None) => {
+                    (role.models, role.services) = (models, services);
+                    role.hardware_key = hardware_key;
+                }
                 (None, Some(allow)) => {
                     // Routes that the owner has chosen for Ollama may mean more elsewhere.
                     let services = services.or_else(|| Some(vec![default_service()]));
                     let allow = Allow::Routes(allow.into_inner());
-                    all.insert(name, Role { allow, models, services });
+                    all.insert(name, Role { allow, models, services, hardware_key });
                 }
                 (None, None) => return Err(BadRole::NoRoutes(name)),
             }
@@ -185,6 +191,11 @@ impl Rules {
     /// Whether a role may do everything.
     pub(crate) fn is_unlimited(&self, role: &Name) -> bool {
         self.roles.get(role).is_some_and(|role| matches!(role.allow, Allow::Everything))
+    }
+
+    /// Whether the devices of a role must keep their keys in hardware.
+    pub(crate) fn wants_hardware_key(&self, role: &Name) -> bool {
+        self.roles.get(role).is_some_and(|role| role.hardware_key)
     }
 
     /// Whether a role allows a service, whatever is asked of it.

@@ -9,7 +9,7 @@ use crate::{
     doctor,
     running::{Answer, Request, Server},
     serve::reload::Reloaded,
-    session::enrollment::{self, Claim},
+    session::enrollment::{self, Claim, EnrollingKey},
     state::register::User,
 };
 
@@ -31,9 +31,10 @@ pub(super) async fn answer_control(control: Arc<Control>, server: Arc<Server>) {
                     },
                     Err(failure) => Answer::Failed(failure),
                 },
-                Request::Enroll { name, csr, uid } => {
+                Request::Enroll { name, csr, key_storage, uid } => {
                     let claim = Claim::User { user: User { uid, is_owner: true }, name };
-                    match enrollment::enroll(&server, claim, &csr).await {
+                    let key = EnrollingKey { csr: &csr, storage: key_storage };
+                    match enrollment::enroll(&server, claim, key).await {
                         Ok(enrolled) => Answer::Enrolled(Box::new(enrolled)),
                         Err(why) => Answer::Failed(why.into()),
                     }

@@ -19,7 +19,7 @@ use crate::{
     running::{Server, sessions::close},
     session::{
         enrolling::Enrolling,
-        enrollment::{self, Claim, NotEnrolled},
+        enrollment::{self, Claim, EnrollingKey, NotEnrolled},
         sign_in,
     },
     state::register::DeviceError,
@@ -72,10 +72,12 @@ async fn exchange(
 
 impl Enrolling {
     async fn enroll(&mut self, server: &Arc<Server>, request: EnrollRequest) -> EnrollAnswer {
+        let storage = request.key_storage;
         match self.claim(server, request).await {
             Ok((claim, csr)) => {
                 let is_sign_in = matches!(claim, Claim::SignIn { .. });
-                match enrollment::enroll(server, claim, &csr).await {
+                let key = EnrollingKey { csr: &csr, storage };
+                match enrollment::enroll(server, claim, key).await {
                     Ok(enrolled) => EnrollAnswer::Enrolled(Box::new(enrolled)),
                     // The person can choose another name, so the whole reason is told; not what the
                     // register's file has.
@@ -83,6 +85,9 @@ impl Enrolling {
                         EnrollAnswer::Refused(why.refusal())
                     }
                     Err(why @ NotEnrolled::Register(_)) if is_sign_in => {
+                        EnrollAnswer::Failed(Box::new(Failure::from(why)))
+                    }
+                    Err(why @ NotEnrolled::KeyInFile(_)) => {
                         EnrollAnswer::Failed(Box::new(Failure::from(why)))
                     }
                     Err(why) => EnrollAnswer::Refused(why.refusal()),

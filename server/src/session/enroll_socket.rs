@@ -20,7 +20,7 @@ use common::{
     transport::{accept::accept, frame},
 };
 use nix::unistd::Group;
-use proto::{identity::Name, wire::Enrolled};
+use proto::{device_key::KeyStorage, identity::Name, wire::Enrolled};
 use serde::{Deserialize, Serialize};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -30,7 +30,7 @@ use tracing::info;
 
 use crate::{
     running::Server,
-    session::enrollment::{self, Claim},
+    session::enrollment::{self, Claim, EnrollingKey},
     state::register::User,
 };
 
@@ -49,6 +49,9 @@ struct SocketRequest {
     name: Name,
     /// A PKCS #10 request (RFC 2986) in DER.
     csr: Vec<u8>,
+    /// How the device keeps its key, as it says.
+    #[serde(default)]
+    key_storage: KeyStorage,
 }
 
 /// A socket for the members of a group.
@@ -168,12 +171,13 @@ fn file_at(path: &Path) -> Option<(u64, u64)> {
 
 async fn answer(mut stream: UnixStream, server: Arc<Server>) -> io::Result<()> {
     let user = stream.peer_cred()?.uid();
-    let SocketRequest { name, csr } =
+    let SocketRequest { name, csr, key_storage } =
         tokio::time::timeout(WITHIN, frame::read(&mut stream)).await??;
     info!("user {user} asks to enroll {name}");
     // Not cancelled: a change of the register must be noted in the audit log.
     let user = User { uid: user, is_owner: false };
-    let answer = enrollment::enroll(&server, Claim::User { user, name }, &csr).await;
+    let key = EnrollingKey { csr: &csr, storage: key_storage };
+    let answer = enrollment::enroll(&server, Claim::User { user, name }, key).await;
     let answer = answer.map_err(Failure::from);
     tokio::time::timeout(WITHIN, frame::write(&mut stream, &answer)).await?
 }
@@ -192,6 +196,7 @@ pub(crate) async fn ask(
     of: Option<u32>,
     name: &Name,
     csr: &[u8],
+    key_storage: KeyStorage,
 ) -> Option<Result<Enrolled, Failure>> {
     let mut stream = UnixStream::connect(path).await.ok()?;
     // Of this connection: another one to the same path may reach another user's socket.
@@ -200,8 +205,8 @@ pub(crate) async fn ask(
         return None;
     }
     let exchange = async {
-        frame::write(&mut stream, &SocketRequest { name: name.clone(), csr: csr.to_owned() })
-            .await?;
+        let request = SocketRequest { name: name.clone(), csr: csr.to_owned(), key_storage };
+        frame::write(&mut stream, &request).await?;
         frame::read::<Result<Enrolled, Failure>>(&mut stream).await
     };
     let failed = |e: io::Error| Failure::new("the server did not enroll the device").source(e);
@@ -232,7 +237,7 @@ mod tests {
         assert_eq!((there.mode() & 0o777, there.gid()), (0o660, nix::unistd::getegid().as_raw()));
         drop(socket);
         let name = "laptop".parse().expect("a name");
-        assert!(!path.exists() && ask(&path, None, &name, b"").await.is_none());
+        assert!(!path.exists() && ask(&path, None, &name, b"", KeyStorage::File).await.is_none());
     }
 
     #[tokio::test]
@@ -248,7 +253,8 @@ mod tests {
                 let (mut stream, _) = listener.accept().await.expect("accepted");
                 stream.read(&mut [0]).await.expect("read") > 0
             };
-            let (answer, was_asked) = tokio::join!(ask(&path, of, &name, b""), server);
+            let (answer, was_asked) =
+                tokio::join!(ask(&path, of, &name, b"", KeyStorage::File), server);
             // This server ends the connection without an answer.
             assert_eq!((answer.is_some(), was_asked), (is_asked, is_asked), "{of:?}");
         }

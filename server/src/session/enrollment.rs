@@ -10,8 +10,9 @@ use common::machine::{
 };
 use data_encoding::BASE64;
 use proto::{
+    device_key::{KEY_IN_FILE, KeyStorage},
     failure::in_one_line,
-    identity::{Name, UserName},
+    identity::{KeyHash, Name, UserName},
     rotation::CaNumber,
     wire::{EnrollRefusal, Enrolled},
 };
@@ -27,7 +28,9 @@ use crate::{
     state::{
         authorities::Authority,
         ca::{ClockError, CsrError, DeviceKey, Issued},
-        register::{Device, DeviceError, Invited, SignedIn, User, default_role},
+        register::{
+            Device, DeviceError, Invited, Register, RegisterError, SignedIn, User, default_role,
+        },
     },
 };
 
@@ -81,12 +84,23 @@ pub enum NotEnrolled {
     /// The name is not available, or the register can't be written.
     #[error(transparent)]
     Register(#[from] DeviceError),
+    /// Its key is in a file, and devices with this role must keep theirs in hardware.
+    #[error("devices with the role `{0}` {KEY_IN_FILE}")]
+    KeyInFile(Name),
     /// No certificate could be made.
     #[error("cannot sign a certificate")]
     Sign(#[from] rcgen::Error),
 }
 
-/// Enrolls the device with this signing request (PKCS #10, DER).
+/// What a device asks for.
+pub(crate) struct EnrollingKey<'a> {
+    /// Its signing request (PKCS #10, DER).
+    pub(crate) csr: &'a [u8],
+    /// How it keeps its key, as it says.
+    pub(crate) storage: KeyStorage,
+}
+
+/// Enrolls the device with this key.
 ///
 /// # Errors
 /// Nothing has changed then, except after [`NotEnrolled::Sign`]: the device is in the register, and
@@ -97,10 +111,10 @@ pub enum NotEnrolled {
 pub(crate) async fn enroll(
     server: &Arc<Server>,
     claim: Claim,
-    csr: &[u8],
+    key: EnrollingKey<'_>,
 ) -> Result<Enrolled, NotEnrolled> {
     let (by, mut name) = (claim.by(), None);
-    let result = claim.run(server, csr, &mut name).await;
+    let result = claim.run(server, key, &mut name).await;
     match &result {
         Ok(enrolled) => info!(device = %enrolled.device, id = %enrolled.device_id, ?by, "enrolled"),
         Err(why) => {
@@ -125,13 +139,19 @@ impl Claim {
     async fn run(
         self,
         server: &Arc<Server>,
-        csr: &[u8],
+        EnrollingKey { csr, storage }: EnrollingKey<'_>,
         name: &mut Option<Name>,
     ) -> Result<Enrolled, NotEnrolled> {
         let key = DeviceKey::from_csr(csr)?;
         server.state.authorities.get().check_clock(unix_now())?;
         let question = self.question(server).await?;
         *name = Some(question.device.clone());
+        if !storage.is_hardware() {
+            // `authorize` is not asked about a device that is refused anyway.
+            let (claim, hash, user) = (self.clone(), key.hash, question.user.clone());
+            let role = server.in_register(move |at| claim.role(at, hash, user.as_ref())).await;
+            refuse_file(server, role.map_err(DeviceError::Register)?)?;
+        }
         let person = question.user.clone();
         if let Some(authority) = server.gate.authority() {
             authority.ask(question).await?;
@@ -139,7 +159,8 @@ impl Claim {
         let at = server.clone();
         // A blocking task always runs to its end, so the audit log has everything that the register
         // has.
-        let made = tokio::task::spawn_blocking(move || self.put_in(&at, &key, person.as_ref()));
+        let made =
+            tokio::task::spawn_blocking(move || self.put_in(&at, &key, storage, person.as_ref()));
         let made = made.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         let (device, issued, authority) = made?;
         // The device connects as soon as it has its certificate, and the policy must know it by
@@ -190,12 +211,36 @@ impl Claim {
         }
     }
 
+    /// The role that the device has or gets; `None` if the code has ended. `person` is who logs in.
+    /// Blocks.
+    fn role(
+        &self,
+        register: &Register,
+        key: KeyHash,
+        person: Option<&UserName>,
+    ) -> Result<Option<Name>, RegisterError> {
+        let known = match self {
+            Self::Invitation { token, .. } => {
+                return Ok(register.invited(token, unix_now())?.map(|invited| invited.role));
+            }
+            Self::SignIn { person: signed_in, .. } => match &signed_in.role {
+                Some(role) => return Ok(Some(role.clone())),
+                None => register.role_for(key, Some(&signed_in.user), |_| true)?,
+            },
+            Self::User { user, name } => {
+                register.role_for(key, person, |device| device.is_enrolled_as(name, *user))?
+            }
+        };
+        Ok(Some(known.unwrap_or_else(default_role)))
+    }
+
     /// Registers the device, notes it and signs its certificate, by the CA that is returned. `person`
     /// is who logs in. Blocks.
     fn put_in(
         self,
         server: &Server,
         key: &DeviceKey,
+        storage: KeyStorage,
         person: Option<&UserName>,
     ) -> Result<(Device, Issued, Arc<Authority>), NotEnrolled> {
         let by = self.by();
@@ -213,6 +258,12 @@ impl Claim {
                 .ok_or(NotEnrolled::Invitation(EnrollRefusal::Closed))?,
             Self::User { .. } => current,
         };
+        if !storage.is_hardware() {
+            // The role may have changed while `authorize` was asked. A device that is refused leaves no
+            // trace, and its code can still be used.
+            let role = self.role(register, key.hash, person).map_err(DeviceError::Register)?;
+            refuse_file(server, role)?;
+        }
         let device = match self {
             Self::Invitation { token, .. } => register
                 .redeem(&token, key.hash, not_after, now_unix)
@@ -230,8 +281,19 @@ impl Claim {
             // Its code is older than a rotation, or the same device enrolls again.
             register.has_ca(device.id, authority.number).map_err(DeviceError::Register)?;
         }
+        if device.key_storage != storage {
+            register.keeps_key(device.id, storage).map_err(DeviceError::Register)?;
+        }
         let issued = ca.issue_device(device.id, key, now, life)?;
         Ok((device, issued, authority.clone()))
+    }
+}
+
+/// Refuses a key in a file, if the role wants hardware.
+fn refuse_file(server: &Server, role: Option<Name>) -> Result<(), NotEnrolled> {
+    match role.filter(|role| server.policy.rules().wants_hardware_key(role)) {
+        Some(role) => Err(NotEnrolled::KeyInFile(role)),
+        None => Ok(()),
     }
 }
 
@@ -244,6 +306,8 @@ impl NotEnrolled {
             Self::Invitation(why) => *why,
             Self::Authorize(AuthorizeError::No(_)) => EnrollRefusal::NotAllowed,
             Self::Authorize(AuthorizeError::Failed(_)) => EnrollRefusal::NotAsked,
+            // Told as a failure.
+            Self::KeyInFile(_) => EnrollRefusal::NotAllowed,
             Self::Register(_) | Self::Sign(_) => EnrollRefusal::ServerFailed,
         }
     }
@@ -263,6 +327,9 @@ impl From<NotEnrolled> for Failure {
             NotEnrolled::Register(why) => name_refused(why),
             NotEnrolled::Authorize(why) => why.into(),
             NotEnrolled::Clock(why) => why.into(),
+            NotEnrolled::KeyInFile(_) => Self::from_error(why)
+                .hint("make the key in hardware: add `--key tpm` or `--key 'pkcs11:token=LABEL'` to `adit enroll`; see docs/hardware-keys.md")
+                .exit(Exit::NotAllowed),
             other => Self::from_error(other),
         }
     }

@@ -21,6 +21,7 @@ impl Session {
     /// Sends a new certificate for the key that the handshake has verified.
     pub(super) async fn renew(&self, send: &mut Sending) -> Result<(), Code> {
         let device = self.server.policy.admit(&self.peer)?;
+        self.server.policy.must_keep_key(&self.peer)?;
         let authorities = self.server.state.authorities.get();
         authorities.check_clock(unix_now()).map_err(|_| Code::ServerClock)?;
         // Each renewal costs a signature and a write to the disk; none is needed in the first tenth

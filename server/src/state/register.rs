@@ -54,7 +54,7 @@ use self::{
     users::RevokedUsers,
 };
 
-const SCHEMA_VERSION: i64 = 10;
+const SCHEMA_VERSION: i64 = 11;
 const SCHEMA: &str = "
     CREATE TABLE device (
         id          TEXT PRIMARY KEY,
@@ -92,6 +92,8 @@ const CHANGES: [&str; SCHEMA_VERSION as usize] = [
     users::CHANGE,
     sign_ins::CHANGE,
     cas::CHANGE,
+    // How a device keeps its key, as it says. Older ones kept it in a file.
+    "ALTER TABLE device ADD COLUMN key_storage TEXT NOT NULL DEFAULT 'file';",
 ];
 
 /// The register of one server. Several processes may have it open at once.

@@ -16,7 +16,7 @@ use common::{
 };
 use proto::{
     doctor::laptop::{
-        AditFound, LaptopFound, ProfileFound,
+        AditFound, KeyFound, LaptopFound, ProfileFound,
         environment::Environment,
         ports::{Holder, Port},
     },
@@ -50,6 +50,7 @@ pub(super) async fn look(
         argument: profile_dir.argument(),
         flag: profile_dir.flag(),
         profile: profile(profile_dir),
+        key: key(profile_dir).await,
         state: state(state_dir, profile_dir),
         settings: settings.map(|path| path.map(|path| path.display().to_string())),
         state_dir: state_dir.display().to_string(),
@@ -100,6 +101,14 @@ fn profile(profile_dir: &ProfileDir) -> Result<ProfileFound, Failure> {
         recovers_for: RECOVER_WITHIN,
         revoked: profile.revoked,
     })
+}
+
+/// Where the key is, and whether its hardware is there.
+async fn key(profile_dir: &ProfileDir) -> Option<KeyFound> {
+    let key = profile_dir.read().ok()?.key();
+    let place = key.place().unwrap_or_else(|| "in a file".to_owned());
+    let wrong = key.look().await.err().map(Failure::from);
+    Some(KeyFound { place, wrong })
 }
 
 /// Files whose owner or mode is wrong, each with its cure.

@@ -15,27 +15,30 @@ use common::{
 use data_encoding::BASE64;
 use proto::{
     clock::shown,
+    device_key::KeyUri,
     human,
     invitation::{CodeError, Invitation, is_loopback},
     wire::{ADITD_PORT, Code, EnrollAnswer, EnrollRefusal, EnrollRequest, SignInStep},
 };
 
-use super::{Enroll, check, csr, device_name, make_key, sign_in::SignIn, take};
+use super::{Enroll, check, device_name, keys, sign_in::SignIn, take};
 use crate::{
+    device_key::DeviceKey,
     dial::{self, DialError, clocks::Clocks},
-    profile::{Profile, ProfileDir, SecretPem},
+    profile::{Profile, ProfileDir},
 };
 
 const EXCHANGE_WITHIN: Duration = Duration::from_secs(30);
 /// How long a person may take to sign in. The server gives up earlier.
 const SIGN_IN_WITHIN: Duration = Duration::from_secs(20 * 60);
 
-/// Enrolls with this code. `again` is the profile of a device that has signed in before.
+/// Enrolls with this code. `place` is where the key is to be, if that was said; `again` is the profile of
+/// a device that has signed in before.
 pub(super) async fn by_code(
     profile_dir: ProfileDir,
     code: &str,
     flags: &Enroll,
-    again: Option<Profile>,
+    (place, again): (Option<KeyUri>, Option<Profile>),
 ) -> Result<Profile, Failure> {
     let invitation: Invitation = code.parse().map_err(wrong_code)?;
     if invitation.expires <= unix_now() {
@@ -63,21 +66,22 @@ pub(super) async fn by_code(
         None => Some(take(&profile_dir).await?),
     };
     let key = match &again {
-        Some(profile) => profile.key(),
-        None => profile_dir.pending_key(&*token, make_key)?,
+        Some(profile) => keys::again(profile, place.as_ref())?,
+        None => keys::get(&profile_dir, place.as_ref(), &*token).await?,
     };
+    let csr = keys::request(&key).await?;
     // A code that was pasted just now has another cure than one that was kept.
     let kept = again.as_ref().filter(|it| it.sign_in_code.as_deref() == Some(code.trim()));
     say(format!("Asking {} …", invitation.addresses.join(", ")));
     let answer = match wanted {
         None => {
             let _progress = Progress::show("waiting for an answer");
-            ask(&invitation, &key, None, kept, &mut None).await
+            ask(&invitation, (&key, csr), None, kept, &mut None).await
         }
         Some(device) => {
             let mut sign_in = SignIn::new(device, !flags.no_browser).await;
             let mut stop = StopSignals::listen_at_terminal().ok();
-            ask(&invitation, &key, Some(&mut sign_in), kept, &mut stop).await
+            ask(&invitation, (&key, csr), Some(&mut sign_in), kept, &mut stop).await
         }
     };
     let enrolled = match answer? {
@@ -165,7 +169,7 @@ fn expired(invitation: &Invitation) -> Failure {
 
 async fn ask(
     invitation: &Invitation,
-    key: &SecretPem,
+    (key, csr): (&DeviceKey, String),
     sign_in: Option<&mut SignIn>,
     kept: Option<&Profile>,
     stop: &mut Option<StopSignals>,
@@ -183,8 +187,9 @@ async fn ask(
     })?;
     let request = EnrollRequest {
         token: BASE64.encode(&*invitation.secret.token()).into(),
-        csr: BASE64.encode(&csr(key)?),
+        csr,
         own_knock: true,
+        key_storage: key.storage(),
         sign_in: sign_in.as_ref().map(|sign_in| sign_in.request()),
     };
     let exchange = async {

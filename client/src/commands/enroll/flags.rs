@@ -4,7 +4,11 @@ use std::{fmt, path::PathBuf};
 
 use clap::{Args, ValueEnum};
 use common::machine::report::{Exit, Failure};
-use proto::{identity::Name, invitation::PREFIX};
+use proto::{
+    device_key::{KeyUri, UriError},
+    identity::Name,
+    invitation::PREFIX,
+};
 
 use crate::{
     profile::DEFAULT_NAME,
@@ -49,12 +53,27 @@ pub(crate) struct Enroll {
     /// Only show the page for signing in; do not open a browser
     #[arg(long, conflicts_with = "server")]
     pub(super) no_browser: bool,
+    /// Make and keep this device's key there: file, tpm (of this computer), or a PKCS#11 URI, such as
+    /// pkcs11:token=LABEL?pin-source=file:/PATH [default: a file, or where the key is that is replaced]
+    #[arg(long, value_name = "PLACE")]
+    key: Option<KeyPlace>,
     /// Replace the enrollment with the same name; stop its `adit up` first
     #[arg(long)]
     pub(super) replace: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// Where the key is to be. The text itself is not kept, because it may contain a PIN by mistake, and clap
+/// shows what it refuses.
+#[derive(Debug, Clone)]
+struct KeyPlace(Result<KeyUri, UriError>);
+
+impl From<String> for KeyPlace {
+    fn from(text: String) -> Self {
+        Self(text.parse())
+    }
 }
 
 /// The command is run by a shell, so it may only contain characters of paths and words.
@@ -123,6 +142,21 @@ impl Enroll {
             Err(why) => Err(Failure::new("this is not a server for enrolling over SSH")
                 .source(why)
                 .hint("to enroll by code: run `adit enroll` alone, and paste the code when it asks")
+                .exit(Exit::Usage)),
+        }
+    }
+
+    /// Where the key is to be, if that was said.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn key_place(&self) -> Result<Option<KeyUri>, Failure> {
+        let Some(KeyPlace(place)) = &self.key else { return Ok(None) };
+        match place {
+            Ok(place) => Ok(Some(place.clone())),
+            Err(why) => Err(Failure::new("the value of `--key` is wrong")
+                .source(why.clone())
+                .hint("write for example `--key 'pkcs11:token=LABEL?module-path=/PATH&pin-source=file:/PATH'`, `--key tpm` or `--key file`")
                 .exit(Exit::Usage)),
         }
     }

@@ -42,10 +42,9 @@ impl Status {
             ),
         )]);
         lines.extend(self.queue_text().map(|text| ("Queue", text)));
-        lines.extend([
-            ("Device", format!("{} {}", self.device, self.device_id)),
-            ("Certificate", format!("valid until {}", day(self.certificate_until))),
-        ]);
+        lines.extend([("Device", format!("{} {}", self.device, self.device_id))]);
+        lines.extend(self.key.clone().map(|place| ("Key", place)));
+        lines.extend([("Certificate", format!("valid until {}", day(self.certificate_until)))]);
         let latest = self.events.iter().rev().take(EVENTS_SHOWN).rev();
         let events = latest.enumerate().map(|(i, event)| {
             (if i == 0 { "Events" } else { "" }, format!("{} ago: {}", since(event.at), event.what))

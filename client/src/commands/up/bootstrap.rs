@@ -14,6 +14,7 @@ use clap::Args;
 use common::machine::report::{Exit, Failure, data, say, typed};
 use proto::{
     bootstrap::{Found, Install, Plan, Service, Wish},
+    device_key::KEY_IN_FILE,
     identity::Name,
     typed::quoted,
 };
@@ -272,7 +273,17 @@ impl Job<'_> {
                 target.remote_command = Some(install.link());
             }
         }
-        let profile = by_ssh(self.profile_dir, target, self.device, Some(&remote)).await?;
+        let path = target.remote_command.as_ref();
+        let path = path.map(|path| format!(" --remote-command {path}")).unwrap_or_default();
+        let chosen = format!(" --device {}{}{path}", self.device, self.profile_dir.flag());
+        let argument = self.profile_dir.argument();
+        let enrolled = by_ssh(self.profile_dir, target, self.device, None, Some(&remote)).await;
+        let profile = enrolled.map_err(|why| match is_key_in_file(&why) {
+            true => why.without_hints().hint(format!(
+                "make the key in hardware: `adit enroll --key tpm{chosen} {to}` (or `--key 'pkcs11:token=LABEL'`), then `adit up{argument}`; see docs/hardware-keys.md"
+            )),
+            false => why,
+        })?;
         say(format!("Enrolled as {} {}.", profile.enrolled.device, profile.enrolled.device_id));
         Ok(Some((profile.profile_dir, profile.ssh)))
     }
@@ -349,4 +360,12 @@ fn told(install: &Install, to: &str, started: &on_box::Started) -> String {
             ))
         }
     }
+}
+
+/// Whether the server refuses the device because its key is in a file.
+fn is_key_in_file(why: &Failure) -> bool {
+    [why.what()]
+        .into_iter()
+        .chain(why.causes().iter().map(String::as_str))
+        .any(|it| it.contains(KEY_IN_FILE))
 }

@@ -64,21 +64,24 @@ fn finish(mut cures: Vec<Cure>, rest: &str) -> Vec<Cure> {
 
 /// Whether this is a command of a shell: it begins with one of the programs that our hints name.
 fn is_command(text: &str) -> bool {
-    const PROGRAMS: [&str; 23] = [
+    const PROGRAMS: [&str; 29] = [
         "adit",
         "aditd",
+        "apt-get",
         "cargo",
         "chmod",
         "curl",
         "eval",
         "export",
         "grep",
+        "install",
         "journalctl",
         "kill",
         "loginctl",
         "ls",
         "mv",
         "ollama",
+        "pkcs11-tool",
         "rm",
         "ssh",
         "ssh-add",
@@ -87,6 +90,9 @@ fn is_command(text: &str) -> bool {
         "sudo",
         "systemctl",
         "timedatectl",
+        "touch",
+        "tpm2_changeauth",
+        "tpm2_getcap",
         "unset",
     ];
     let first = text.split_whitespace().next().unwrap_or_default();

@@ -39,6 +39,8 @@ pub struct LaptopFound {
     pub flag: String,
     /// The identity of this device; or why it can't be read.
     pub profile: Result<ProfileFound, Failure>,
+    /// Where the device's key is, and why it cannot be used, if so; `None` if that cannot be read.
+    pub key: Option<KeyFound>,
     /// Files whose owner or mode is wrong.
     pub state: Vec<Failure>,
     /// The state directory.
@@ -70,6 +72,15 @@ pub struct ProfileFound {
     pub recovers_for: i64,
     /// The server has revoked it, or its user.
     pub revoked: Option<Revocation>,
+}
+
+/// The device's key.
+#[derive(Debug, Clone)]
+pub struct KeyFound {
+    /// Where it is, for people.
+    pub place: String,
+    /// Why it cannot be used; `None` if its hardware is there. Nobody has logged in at it.
+    pub wrong: Option<Failure>,
 }
 
 /// Whether `adit up` runs.
@@ -117,11 +128,12 @@ impl AditFound {
 }
 
 /// All checks of the laptop, in the order in which they are shown.
-pub const CHECKS: [Check<LaptopFound>; 11] = [
+pub const CHECKS: [Check<LaptopFound>; 12] = [
     Check { id: "settings", title: "settings", needs: &[], judge: settings },
     Check { id: "state", title: "state", needs: &[], judge: state },
     Check { id: "laptop_disk", title: "disk", needs: &[], judge: disk },
     Check { id: "identity", title: "device", needs: &["state"], judge: identity },
+    Check { id: "key", title: "key", needs: &["identity"], judge: key },
     Check { id: "clock", title: "clock", needs: &[], judge: clock_here },
     Check {
         id: "certificate",
@@ -219,6 +231,14 @@ fn identity(found: &LaptopFound) -> Option<Judgement> {
             format!("{down}adit enroll --replace{}", found.flag)
         });
     Some(judged)
+}
+
+fn key(found: &LaptopFound) -> Option<Judgement> {
+    let KeyFound { place, wrong } = found.key.as_ref()?;
+    Some(match wrong {
+        None => ok(place),
+        Some(wrong) => failed(wrong),
+    })
 }
 
 fn clock_here(found: &LaptopFound) -> Option<Judgement> {

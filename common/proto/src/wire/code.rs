@@ -47,10 +47,13 @@ pub enum Code {
     Denied = 0x17,
     /// The provider of the sign-in cannot be asked now, so the certificate is not renewed.
     ProviderDown = 0x18,
+    /// The role of the device wants its key in hardware, and the key is in a file: its certificate is not
+    /// renewed.
+    KeyInFile = 0x19,
 }
 
 impl Code {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 21] = [
         Self::Done,
         Self::Revoked,
         Self::Superseded,
@@ -71,6 +74,7 @@ impl Code {
         Self::TooManyStreams,
         Self::Denied,
         Self::ProviderDown,
+        Self::KeyInFile,
     ];
 
     /// The code that `number` stands for, if this version knows it.
@@ -101,6 +105,7 @@ impl Code {
             Self::TooManyStreams => "too_many_streams",
             Self::Denied => "denied",
             Self::ProviderDown => "provider_down",
+            Self::KeyInFile => "key_in_file",
         }
     }
 
@@ -160,7 +165,7 @@ impl Code {
             Self::CaRetired => (
                 "the server has a new certificate authority, and this device missed the change for too long",
                 Some(
-                    "enroll it again, with the newest adit: `aditd invite NAME` on the server, then `adit enroll --replace` here",
+                    "enroll it again, with the newest adit: `aditd device revoke NAME`, `aditd device forget NAME` and `aditd invite NAME` on the server, then `adit enroll --replace` here",
                 ),
             ),
             Self::Aborted => ("the service on the server aborted the connection", None),
@@ -189,6 +194,12 @@ impl Code {
             Self::ProviderDown => (
                 "the server cannot ask the provider of the sign-in whether this device may go on",
                 Some("adit tries again by itself; `aditd status` on the server says why"),
+            ),
+            Self::KeyInFile => (
+                "this device's key is in a file, and its role wants a key in hardware",
+                Some(
+                    "enroll it again with a new key: `aditd device revoke NAME`, `aditd device forget NAME` and `aditd invite NAME` on the server, then `adit enroll --replace --key 'pkcs11:token=LABEL'` here",
+                ),
             ),
             Self::Cut => ("the connection to the server was lost in the middle", None),
         }

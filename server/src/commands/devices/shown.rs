@@ -5,7 +5,7 @@ use common::machine::{
     process::{self, day, unix_now},
     report::{Failure, data, say, typed},
 };
-use proto::human;
+use proto::{device_key::KeyStorage, human};
 
 use crate::{
     commands::beside::Beside,
@@ -31,11 +31,12 @@ pub(super) fn list(devices: &[DeviceShown], beside: &Beside) -> Result<(), Failu
             device.id.to_string(),
             marked(device, beside),
             device.user.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
+            device.key_storage.word().to_owned(),
             seen(device),
             certificate(device),
         ]
     });
-    data(format::table(["NAME", "ID", "ROLE", "USER", "SEEN", "CERTIFICATE"], rows))
+    data(format::table(["NAME", "ID", "ROLE", "USER", "KEY", "SEEN", "CERTIFICATE"], rows))
 }
 
 pub(super) fn show(one: &OneDevice, beside: &Beside) -> Result<(), Failure> {
@@ -59,6 +60,10 @@ pub(super) fn show(one: &OneDevice, beside: &Beside) -> Result<(), Failure> {
         );
     } else if device.sso {
         text += "Sign-in      at the provider\n";
+    }
+    if device.key_storage != KeyStorage::File {
+        let place = device.key_storage.place();
+        text += &format!("Key          {place}, as the device says\n");
     }
     text += &format!("Certificate  {}", certificate(device));
     if let Some(reason) = &device.reason {

@@ -1,6 +1,7 @@
 //! The devices in the register: found, added, changed, revoked and forgotten.
 
 use proto::{
+    device_key::KeyStorage,
     epoch::Standing,
     identity::{DeviceId, KeyHash, Name, UserName},
     ollama::model::ModelPattern,
@@ -49,6 +50,8 @@ pub struct Device {
     pub sign_in: Option<DeviceSignIn>,
     /// The newest CA that it is known to have stored.
     pub ca: CaNumber,
+    /// How it keeps its key, as it says.
+    pub key_storage: KeyStorage,
 }
 
 /// The sign-in of a device, in memory.
@@ -70,6 +73,11 @@ impl Device {
             user: self.user.clone(),
             enrolled: self.sign_in.map(|_| EnrolledWith::Sso),
         }
+    }
+
+    /// Whether an enrollment of this login with this name and the device's key is the same device.
+    pub(crate) fn is_enrolled_as(&self, name: &Name, login: User) -> bool {
+        self.name == *name && self.uid.is_none_or(|uid| uid == login.uid)
     }
 
     /// Whether the provider has said that its sign-in has ended.
@@ -135,10 +143,7 @@ impl Register {
                 return Ok(Err(DeviceError::UserRevoked(revoked)));
             }
             let is_same = |device: &Device| {
-                device.name == *name
-                    && device.key == key
-                    && device.revoked.is_none()
-                    && device.uid.is_none_or(|uid| uid == login.uid)
+                device.key == key && device.revoked.is_none() && device.is_enrolled_as(name, login)
             };
             if let Some(device) = all_devices(t)?.into_iter().find(is_same) {
                 return Ok(Ok(device));
@@ -278,6 +283,36 @@ impl Register {
         .map(drop)
     }
 
+    /// Notes how a device keeps its key, as it says.
+    pub(crate) fn keeps_key(&self, id: DeviceId, kept: KeyStorage) -> Result<(), RegisterError> {
+        self.change(|t| {
+            t.execute(
+                "UPDATE device SET key_storage = ?2 WHERE id = ?1",
+                params![id.to_string(), kept.word()],
+            )
+        })
+        .map(drop)
+    }
+
+    /// The role that a device with this key has or would get: that of the device for which `is_same`
+    /// holds, or that of its `user`. `None` if neither says.
+    pub(crate) fn role_for(
+        &self,
+        key: KeyHash,
+        user: Option<&UserName>,
+        is_same: impl Fn(&Device) -> bool,
+    ) -> Result<Option<Name>, RegisterError> {
+        self.read(|t| {
+            let is_same =
+                |device: &Device| device.key == key && device.revoked.is_none() && is_same(device);
+            let known = all_devices(t)?.into_iter().find(is_same);
+            match known {
+                Some(device) => Ok(Some(device.role)),
+                None => users::role(t, user),
+            }
+        })
+    }
+
     /// Notes when a device's newest certificate expires.
     pub(crate) fn renewed(&self, id: DeviceId, not_after: i64) -> Result<(), RegisterError> {
         self.change(|t| {
@@ -297,7 +332,7 @@ pub(super) fn refuse_like_id(name: &Name) -> Result<(), DeviceError> {
 
 pub(super) fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> {
     let mut query =
-        t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen, role, models, uid, reason, held, user, sign_in.device IS NOT NULL, sign_in.ended, device.ca FROM device LEFT JOIN sign_in ON sign_in.device = id ORDER BY name")?;
+        t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen, role, models, uid, reason, held, user, sign_in.device IS NOT NULL, sign_in.ended, device.ca, key_storage FROM device LEFT JOIN sign_in ON sign_in.device = id ORDER BY name")?;
     let rows = query.query_map([], |row| {
         Ok(Device {
             id: parsed(row.get(0)?)?,
@@ -318,6 +353,7 @@ pub(super) fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> 
                 false => None,
             },
             ca: row.get(15)?,
+            key_storage: KeyStorage::from_word(&row.get::<_, String>(16)?),
         })
     })?;
     rows.collect()
@@ -372,6 +408,7 @@ pub(super) fn insert_device(
         user: user.cloned(),
         sign_in: None,
         ca,
+        key_storage: KeyStorage::File,
     })
 }
 

@@ -117,7 +117,7 @@ impl Register {
     pub(crate) fn invited(&self, token: &[u8], now: i64) -> Result<Option<Invited>, RegisterError> {
         self.read(|t| {
             let mut query = t.prepare_cached(
-                "SELECT device_name, role, expires, user, sso FROM invitation WHERE token = ?1 AND expires > ?2",
+                "SELECT device_name, COALESCE((SELECT role FROM device WHERE device.id = invitation.device), role), expires, user, sso FROM invitation WHERE token = ?1 AND expires > ?2",
             )?;
             query
                 .query_row(params![sha256(token), now], invited)

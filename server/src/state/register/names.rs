@@ -166,6 +166,7 @@ mod tests {
         let name: Name = "alice-laptop".parse().expect("a name");
         let device = |revoked| Device {
             ca: 1,
+            key_storage: proto::device_key::KeyStorage::File,
             id: DeviceId::generate(),
             name: name.clone(),
             key: KeyHash([1; 32]),

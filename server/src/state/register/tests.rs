@@ -95,6 +95,29 @@ fn devices_keys_and_users_of_each_older_format_are_kept() {
 }
 
 #[test]
+fn an_enrollment_that_is_repeated_has_the_role_that_the_device_has_by_now() {
+    let tmp = tempfile::tempdir().expect("tempdir");
+    let register = Register::open(&tmp.path().join(Register::FILE)).expect("opened");
+    let named = |text: &str| -> Name { text.parse().expect("a name") };
+    let (secret, key) = (Secret::generate(), KeyHash([1; 32]));
+    register.invite(&named("laptop"), &named("infer"), None, &secret, 100, 1).expect("invited");
+    let token = secret.token();
+    let role = || register.invited(&*token, 1).expect("read").expect("open").role;
+    let device = register.redeem(&*token, key, 200, 1).expect("read").expect("redeemed");
+    assert_eq!(role(), named("infer"));
+    register.set_role(device.id, &named("models")).expect("set");
+    assert_eq!(role(), named("models"));
+
+    // The same key under another name is another device.
+    let login = User { uid: 1000, is_owner: false };
+    let role = |name: &str| {
+        let name = named(name);
+        register.role_for(key, None, |device| device.is_enrolled_as(&name, login)).expect("read")
+    };
+    assert_eq!((role("laptop"), role("other")), (Some(named("models")), None));
+}
+
+#[test]
 fn a_device_has_the_role_of_its_invitation_and_can_be_given_another_and_models() {
     let tmp = tempfile::tempdir().expect("tempdir");
     let register = Register::open(&tmp.path().join(Register::FILE)).expect("opened");

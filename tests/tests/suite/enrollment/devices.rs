@@ -44,11 +44,12 @@ async fn devices_are_listed_and_shown_for_people_and_programs() {
     assert_ok(&list);
     let lines: Vec<Vec<&str>> =
         list.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(lines[0], ["NAME", "ID", "ROLE", "USER", "SEEN", "CERTIFICATE"]);
-    assert_eq!((lines[1][0], &lines[1][2..6]), ("desk", &["admin", "-", "never", "revoked"][..]));
+    assert_eq!(lines[0], ["NAME", "ID", "ROLE", "USER", "KEY", "SEEN", "CERTIFICATE"]);
+    let desk = ["admin", "-", "file", "never", "revoked"];
+    assert_eq!((lines[1][0], &lines[1][2..7]), ("desk", &desk[..]));
     assert_eq!(
-        (lines[2][0], lines[2][1], &lines[2][2..6]),
-        ("laptop", id.as_str(), &["admin", "-", "now", "until"][..])
+        (lines[2][0], lines[2][1], &lines[2][2..7]),
+        ("laptop", id.as_str(), &["admin", "-", "file", "now", "until"][..])
     );
     assert_eq!(lines.len(), 3);
     assert!(list.stdout.lines().all(|line| line == line.trim()), "{:?}", list.stdout);

@@ -82,6 +82,7 @@ async fn each_command_prints_one_document() {
     drop(up);
     let forgotten = prints(&laptop, &["forget", "lab", "--yes"], "/forgotten", "lab").await;
     assert_eq!(forgotten["device"], "laptop");
+    assert!(forgotten["key_left"].is_null());
 
     let tried: BTreeSet<_> = [
         "enroll", "down", "rename", "list", "ls", "status", "config", "env", "warm", "doctor",

@@ -28,6 +28,7 @@ fn well() -> LaptopFound {
             recovers_for: 90 * 86_400,
             revoked: None,
         }),
+        key: Some(KeyFound { place: "in the token `t`, as `adit-lab`".to_owned(), wrong: None }),
         state: Vec::new(),
         settings: Ok(None),
         state_dir: "/home/me/.local/share/adit".to_owned(),
@@ -70,7 +71,18 @@ fn where_all_is_well_each_line_is_ok() {
 }
 
 /// What is changed, the check that says so, its verdict, a part of its line, and its first command.
-const BREAKAGES: [Breakage<LaptopFound>; 26] = [
+const BREAKAGES: [Breakage<LaptopFound>; 27] = [
+    (
+        |found| {
+            let wrong = Failure::new("this user may not use the TPM at `/dev/tpmrm0`")
+                .hint("join the group that may: `sudo usermod --append --groups tss me`");
+            found.key = Some(KeyFound { place: "in the TPM".to_owned(), wrong: Some(wrong) });
+        },
+        "key",
+        Verdict::Bad,
+        "this user may not use the TPM at `/dev/tpmrm0`",
+        "sudo usermod --append --groups tss me",
+    ),
     (
         |found| {
             found.settings = Err(Failure::new("the configuration `/x.toml` is wrong")

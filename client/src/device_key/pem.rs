@@ -32,29 +32,30 @@ impl SecretPem {
 }
 
 /// How serde reads and writes the key.
-pub(super) mod stored_key {
+pub(crate) mod stored_key {
     use std::sync::Arc;
 
-    use serde::{Deserialize, Deserializer, Serializer};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     use super::SecretPem;
 
-    pub(in crate::profile) fn serialize<S: Serializer>(
-        key: &Arc<SecretPem>,
+    pub(crate) fn serialize<S: Serializer>(
+        key: &Option<Arc<SecretPem>>,
         to: S,
     ) -> Result<S::Ok, S::Error> {
-        to.serialize_str(key.as_str())
+        key.as_ref().map(|key| key.as_str()).serialize(to)
     }
 
-    pub(in crate::profile) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
-    ) -> Result<Arc<SecretPem>, D::Error> {
-        String::deserialize(from).map(|pem| Arc::new(SecretPem::new(pem)))
+    ) -> Result<Option<Arc<SecretPem>>, D::Error> {
+        let pem = Option::<String>::deserialize(from)?;
+        Ok(pem.map(|pem| Arc::new(SecretPem::new(pem))))
     }
 }
 
 /// The bytes of a file with a key in it, wiped when they are dropped.
-pub(super) fn to_bytes(
+pub(crate) fn to_bytes(
     path: &Path,
     stored: &impl Serialize,
 ) -> Result<Zeroizing<Vec<u8>>, FileError> {
@@ -73,7 +74,7 @@ impl fmt::Debug for SecretPem {
 /// Takes the key out of a file's text before the text is parsed, because a parser of JSON leaves
 /// copies of strings with escapes in memory. `None`, and the text is unchanged, if the key is not
 /// in the form that [`to_bytes`] writes.
-pub(super) fn take_key(text: &mut [u8]) -> Option<SecretPem> {
+pub(crate) fn take_key(text: &mut [u8]) -> Option<SecretPem> {
     const NAME: &[u8] = b"\"private_key\"";
     let at = text.windows(NAME.len()).position(|window| window == NAME)? + NAME.len();
     let is_between = |byte: &u8| matches!(byte, b' ' | b'\n' | b'\r' | b'\t' | b':');
@@ -108,7 +109,7 @@ mod tests {
     struct File {
         name: String,
         #[serde(with = "stored_key")]
-        private_key: Arc<SecretPem>,
+        private_key: Option<Arc<SecretPem>>,
     }
 
     #[test]
@@ -116,14 +117,15 @@ mod tests {
         let pem = "-----BEGIN PRIVATE KEY-----\nMIGH+/==\n-----END PRIVATE KEY-----\n";
         let file = File {
             name: "a \"private_key\": \"x\"".to_owned(),
-            private_key: Arc::new(SecretPem::new(pem.to_owned())),
+            private_key: Some(Arc::new(SecretPem::new(pem.to_owned()))),
         };
         let mut pretty = to_bytes(Path::new("file"), &file).expect("written");
         let mut short = serde_json::to_vec(&file).expect("written");
         for bytes in [&mut *pretty, &mut short] {
             assert_eq!(take_key(bytes).expect("a key").as_str(), pem);
             let rest: File = serde_json::from_slice(bytes).expect("still JSON");
-            assert_eq!((rest.name, rest.private_key.as_str().trim()), (file.name.clone(), ""));
+            let left = rest.private_key.expect("a text");
+            assert_eq!((rest.name, left.as_str().trim()), (file.name.clone(), ""));
         }
     }
 

@@ -9,6 +9,7 @@ pub(crate) mod ca;
 pub(crate) mod completions;
 pub(crate) mod devices;
 pub(crate) mod doctor;
+mod in_force;
 pub(crate) mod invite;
 pub(crate) mod keys;
 mod models;

@@ -265,12 +265,10 @@ pub(crate) struct CodeShown {
     expires: i64,
     addresses: Vec<String>,
     /// Whether it opens sign-ins.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     sso: bool,
-    /// The role and the user of the device; for sign-ins the provider says that.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The role of the device; null for sign-ins: the provider says it.
     role: Option<Name>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The person to whom the device will belong, or null.
     user: Option<UserName>,
     /// Whether an older invitation of the name was withdrawn.
     withdrew: bool,

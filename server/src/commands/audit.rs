@@ -10,7 +10,7 @@ use std::{
 use clap::Args;
 use common::machine::{
     process::{self, parse_time},
-    report::{Exit, Failure, style},
+    report::{Exit, Failure, has_printed, style},
 };
 use proto::{human, wire::DEFAULT_SERVICE};
 use serde_json::Value;
@@ -188,6 +188,7 @@ fn print(
     match (is_wanted, show.json) {
         (false, _) => Ok(()),
         (true, true) => {
+            has_printed();
             out.write_all(line)?;
             out.write_all(b"\n")
         }

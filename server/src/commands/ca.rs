@@ -15,7 +15,7 @@ use proto::{
 use serde::Serialize;
 
 use crate::{
-    commands::{beside::Beside, devices::in_force},
+    commands::{beside::Beside, in_force::in_force},
     documents::{RetiredCas, RotatedCa},
     state::{
         State,

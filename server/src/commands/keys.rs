@@ -21,7 +21,8 @@ use crate::{
     changes::{Changes, MadeKey},
     commands::{
         beside::Beside,
-        devices::{Models, in_force, not_cut},
+        devices::Models,
+        in_force::{in_force, not_cut},
         models, status,
     },
     documents::{KeyWithSecret, Keys, OneKey, View},

@@ -15,7 +15,8 @@ use crate::{
     changes::ChangedUser,
     commands::{
         beside::Beside,
-        devices::{in_force, not_cut, refresh_after_revoking, with_login},
+        devices::with_login,
+        in_force::{in_force, not_cut, refresh_after_revoking},
         status,
     },
     documents::{OneUser, UserShown, Users, View},

@@ -30,7 +30,6 @@ pub(crate) struct Invited {
     /// The person to whom the device will belong, or null.
     pub user: Option<UserName>,
     /// Whether its code opens sign-ins, for any number of devices. The name is the code's own then.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub sso: bool,
     /// When it expires, in Unix time.
     pub expires: i64,

@@ -174,7 +174,7 @@ impl Api {
             Call::DeviceRevoke => devices::revoke(server, uid, name, read(body)?).await,
             Call::DeviceRestore => devices::restore(server, uid, name).await,
             Call::DeviceConfirm => devices::confirm(server, uid, name).await,
-            Call::DeviceForget => devices::forget(server, uid, name).await,
+            Call::DeviceForget => devices::forget(server, uid, name, read(body)?).await,
             Call::Keys => keys::list(server).await,
             Call::Key => keys::show(server, name).await,
             Call::KeyCreate => keys::create(server, uid, read(body)?).await,

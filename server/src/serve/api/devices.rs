@@ -87,6 +87,14 @@ pub(super) struct Revoke {
     pub(super) reason: Option<Reason>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Forget {
+    /// Whether any user may have the name then; also for a device that was removed before.
+    #[serde(default)]
+    free_name: bool,
+}
+
 /// Checks that there is such a role.
 pub(super) fn must_know(server: &Server, role: &Name) -> Result<(), Failed> {
     if server.policy.rules().knows(role) {
@@ -243,8 +251,13 @@ pub(super) async fn confirm(server: &Arc<Server>, uid: u32, name: String) -> Res
     shown(server, device, cut).await
 }
 
-pub(super) async fn forget(server: &Arc<Server>, uid: u32, name: String) -> Result<Value, Failed> {
-    let forget = move |server: &Server| Ok(changes(server, uid).forget(&name, false)?);
+pub(super) async fn forget(
+    server: &Arc<Server>,
+    uid: u32,
+    name: String,
+    Forget { free_name }: Forget,
+) -> Result<Value, Failed> {
+    let forget = move |server: &Server| Ok(changes(server, uid).forget(&name, free_name)?);
     let (forgotten, _) = change(server, forget).await?;
     document(ForgottenDevice { forgotten: forgotten.name, name_is_free: forgotten.name_is_free })
 }

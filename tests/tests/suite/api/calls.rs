@@ -113,7 +113,13 @@ async fn a_device_is_invited_shown_changed_revoked_and_restored() {
     assert_eq!(call(&world, "POST", "/v1/devices/desk/confirm", "").await.0, 409);
     assert_eq!(call(&world, "DELETE", "/v1/devices/desk", "").await.0, 409);
     done(&world, "POST", "/v1/devices/desk/revoke", "").await;
-    done(&world, "DELETE", "/v1/devices/desk", "").await;
+    let forgotten = done(&world, "DELETE", "/v1/devices/desk", "").await;
+    assert_eq!(
+        (&forgotten["forgotten"], &forgotten["name_is_free"]),
+        (&"desk".into(), &false.into())
+    );
+    let freed = done(&world, "DELETE", "/v1/devices/desk", r#"{"free_name":true}"#).await;
+    assert_eq!((&freed["forgotten"], &freed["name_is_free"]), (&"desk".into(), &true.into()));
     assert_eq!(call(&world, "GET", "/v1/devices/desk", "").await.0, 404);
 
     done(&world, "POST", "/v1/invitations", r#"{"device":"other"}"#).await;

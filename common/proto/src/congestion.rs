@@ -50,10 +50,13 @@ const FASTEST_DOWN: f64 = 0.25;
 const MOST_SPEED: f64 = 64.0;
 /// The window is at most this many times what the rate and the round trip need.
 const HEADROOM: f64 = 1.25;
-/// From this part of what the bottleneck holds on, by its own speed, slow start grows slower: news of
+/// From this part of what the bottleneck holds on, by its own speed, the window grows slower: news of
 /// a queue comes a round trip late.
 const NEARLY: f64 = 0.9;
-/// In one round trip by this part.
+/// In one round trip by so much that the queue becomes longer by this, in seconds,
+const UNSEEN: f64 = 0.012;
+/// and within these parts.
+const SLOWEST: f64 = 0.08;
 const SLOWER: f64 = 0.4;
 /// On a path with a shorter round trip, in seconds, it does not.
 const SHORT: f64 = 0.03;
@@ -288,12 +291,21 @@ impl Shallow {
     }
 
     fn start(&mut self, acked: f64) {
-        self.window += if self.is_nearly_full() { SLOWER * acked } else { acked };
+        self.window += self.fastest(1.0) * acked;
         let most = (1.5 * self.target() + self.slack() / self.own_rate())
             .max((self.path.base() / 8.0).min(0.03));
         if self.rate.round() > 2 && self.path.queue() > most {
             self.end_slow_start();
         }
+    }
+
+    /// By which part of itself the window may grow in a round trip: by `usual`, or less if the path is
+    /// nearly full.
+    fn fastest(&self, usual: f64) -> f64 {
+        if !self.is_nearly_full() {
+            return usual;
+        }
+        (UNSEEN / self.path.base()).clamp(SLOWEST, SLOWER).min(usual)
     }
 
     /// Whether the path holds little more than the window, by the speed of its bottleneck. On a short

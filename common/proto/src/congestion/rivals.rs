@@ -9,7 +9,7 @@ const BETA: f64 = 0.7;
 const C: f64 = 0.4;
 /// Below this share of the queue the window grows by a part of itself in each round trip.
 const LITTLE: f64 = 0.2;
-const CATCH_UP: f64 = 0.15;
+const CATCH_UP: f64 = 0.3;
 /// For so many rounds: if there are many others, little is our share.
 const CATCH_UP_ROUNDS: u32 = 24;
 /// After so long with a queue the path itself may have become longer.

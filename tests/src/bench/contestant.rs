@@ -1,6 +1,6 @@
 //! The contestants: no tunnel, `ssh -L`, Adit, and other tunnels.
 
-use super::row::{Direction, Row, Scene, Work};
+use super::row::{Congestion, Direction, Row, Scene, Work};
 
 /// A way to carry connections from the laptop to the service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,15 +34,6 @@ pub enum Kind {
     Peer(Peer),
 }
 
-/// TCP's congestion control.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Congestion {
-    /// Cubic, the default of most systems.
-    Cubic,
-    /// BBR, the default of some systems.
-    Bbr,
-}
-
 /// What carries Adit's packets to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Carrier {
@@ -74,16 +65,6 @@ pub enum Peer {
     Rathole,
     /// WireGuard in user space.
     Boringtun,
-}
-
-impl Congestion {
-    /// Its name in the kernel.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cubic => "cubic",
-            Self::Bbr => "bbr",
-        }
-    }
 }
 
 impl Service {
@@ -153,6 +134,16 @@ impl Contestant {
         let clean = row.scene.link().is_none();
         let bulk = matches!(row.work, Work::Bulk { .. });
         let disturbed = matches!(row.work, Work::Disturbance(_));
+        if matches!(row.work, Work::Beside { .. }) {
+            // Over SSH, the congestion control is that of TCP.
+            return match self.kind {
+                Kind::Direct(_) => true,
+                Kind::Adit { service, carrier, .. } => {
+                    (service, carrier) == (Service::Tcp, Carrier::Udp)
+                }
+                Kind::Ssh { .. } | Kind::Peer(_) => false,
+            };
+        }
         match self.kind {
             // Without a tunnel there is no process whose memory could be measured.
             Kind::Direct(_) if matches!(row.work, Work::Memory { .. }) => false,
@@ -203,6 +194,7 @@ mod tests {
         ] {
             assert_eq!(who(row, false), [others, &adit].concat(), "{row}");
         }
+        assert_eq!(who("w1/beside-cubic", false), ["direct", "direct-bbr", "adit"]);
         assert_eq!(who("roaming/nat", false), ["direct", "ssh", "adit", "adit-ssh"]);
         assert_eq!(who("w2/download", true), ["direct", "direct-bbr", "ssh", "adit", "adit-ssh"]);
         assert_eq!(who("veth/tokens-16", true), ["direct", "ssh", "adit", "adit-http", "adit-ssh"]);

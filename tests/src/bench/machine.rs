@@ -5,10 +5,7 @@ use std::{fs, path::Path, time::Instant};
 use proto::crypto::sha256;
 use serde::Serialize;
 
-use super::{
-    contestant::{Congestion, Peer},
-    plan::Machine,
-};
+use super::{contestant::Peer, plan::Machine, row::Congestion};
 use crate::{
     lab::Lab,
     sshd::Sshd,

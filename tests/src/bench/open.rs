@@ -15,7 +15,7 @@ use client::profile::Profile;
 use tokio::net::TcpStream;
 
 use super::{
-    contestant::{Congestion, Contestant, Kind},
+    contestant::{Contestant, Kind},
     load::{Seat, Service, Target},
     net::Net,
     processes::Processes,
@@ -74,7 +74,8 @@ impl Stage {
         let running = match contestant.kind {
             Kind::Direct(which) => {
                 congestion = Some(which);
-                direct(&net, &service, which)?
+                let address = service.target(which, net.server_ip())?.address;
+                Running { address, processes: Processes::default(), keep: Box::new(()) }
             }
             Kind::Ssh { gcm } => ssh::open(&net, service.cubic, gcm).await?,
             Kind::Adit { program, carrier, service: kind } => {
@@ -132,15 +133,6 @@ impl TwoDevices {
         let stage = Stage { target, processes, apps, service, _running, net };
         Ok(Self { stage, aditd, server, other })
     }
-}
-
-fn direct(net: &Net, service: &Service, congestion: Congestion) -> io::Result<Running> {
-    let listening = match congestion {
-        Congestion::Cubic => service.cubic,
-        Congestion::Bbr => service.bbr.ok_or(io::ErrorKind::Unsupported)?,
-    };
-    let address = SocketAddr::from((net.server_ip(), listening.port()));
-    Ok(Running { address, processes: Processes::default(), keep: Box::new(()) })
 }
 
 /// Waits until a program listens there.

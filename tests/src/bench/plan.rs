@@ -4,7 +4,7 @@ use common::machine::report::{Exit, Failure};
 
 use super::{
     contestant::{Contestant, Kind, Peer},
-    row::{ROWS, Row, Scene},
+    row::{Congestion, ROWS, Row, Scene, Work},
 };
 
 /// The time to set a contestant up, once in each scene.
@@ -65,6 +65,9 @@ pub struct Entry {
     pub rounds: usize,
 }
 
+/// Why what needs BBR is left out.
+const NO_BBR: &str = "the kernel has no BBR here: `modprobe tcp_bbr`";
+
 /// Rows or a contestant that are left out.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct LeftOut {
@@ -93,6 +96,14 @@ impl Plan {
                 None => true,
             })
             .collect();
+        let (rows, without_bbr): (Vec<_>, Vec<_>) = rows
+            .into_iter()
+            .partition(|row| machine.bbr || row.work != Work::Beside { other: Congestion::Bbr });
+        left_out.extend(
+            without_bbr
+                .iter()
+                .map(|row| LeftOut { what: row.id.to_owned(), why: NO_BBR.to_owned() }),
+        );
         let (rows, without_lab): (Vec<_>, Vec<_>) = rows
             .into_iter()
             .partition(|row| row.scene == Scene::Loopback || machine.no_lab.is_none());
@@ -186,11 +197,9 @@ fn chosen_contestants(wishes: &Wishes) -> Result<Vec<Contestant>, Failure> {
 }
 
 fn why_not(kind: Kind, machine: &Machine) -> Option<String> {
-    use super::contestant::{Carrier, Congestion};
+    use super::contestant::Carrier;
     match kind {
-        Kind::Direct(Congestion::Bbr) if !machine.bbr => {
-            Some("the kernel has no BBR here: `modprobe tcp_bbr`".to_owned())
-        }
+        Kind::Direct(Congestion::Bbr) if !machine.bbr => Some(NO_BBR.to_owned()),
         Kind::Ssh { .. } | Kind::Adit { carrier: Carrier::Ssh, .. } => machine.no_ssh.clone(),
         Kind::Peer(peer) => {
             let missing = machine.missing.iter().find(|(who, _)| *who == peer);
@@ -275,6 +284,16 @@ mod tests {
         let nothing = Wishes { rows: vec!["fat".to_owned()], ..Wishes::default() };
         let said = Plan::new(&nothing, &machine).expect_err("nothing to measure");
         assert!(said.to_string().contains("the lab needs root"), "{said}");
+    }
+
+    #[test]
+    fn without_bbr_its_contestant_and_the_row_beside_it_are_left_out_and_it_says_so() {
+        let plan = planned(&Wishes::default(), &Machine { bbr: false, ..bare() });
+        let told =
+            |what: &str| plan.left_out.iter().any(|one| one.what == what && one.why == NO_BBR);
+        assert!(told("direct-bbr") && told("w1/beside-bbr"), "{:?}", plan.left_out);
+        assert!(!ids(&plan).contains(&"w1/beside-bbr"));
+        assert!(ids(&plan).contains(&"w1/beside-cubic"));
     }
 
     #[test]

@@ -61,6 +61,11 @@ pub enum Work {
         /// At once.
         flows: usize,
     },
+    /// A download beside another one, which does not go through the tunnel and began before.
+    Beside {
+        /// The congestion control of the other one's TCP.
+        other: Congestion,
+    },
     /// So many idle connections, and what they cost in memory.
     Memory {
         /// Connections.
@@ -77,6 +82,15 @@ pub enum Direction {
     Download,
     /// To the server.
     Upload,
+}
+
+/// TCP's congestion control.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Congestion {
+    /// Cubic, the default of most systems.
+    Cubic,
+    /// BBR, the default of some systems.
+    Bbr,
 }
 
 /// What happens to a path.
@@ -102,6 +116,9 @@ pub enum Figure {
     /// What a transfer carries, in Mbit/s.
     #[serde(rename = "rate_mbit_s")]
     Rate,
+    /// The rate as a part of the fair one, which is half of what both carry.
+    #[serde(rename = "fair_share")]
+    Share,
     /// Processor time of all processes of both ends, in seconds per GB carried.
     #[serde(rename = "cpu_s_per_gb")]
     Cpu,
@@ -203,7 +220,7 @@ impl Scene {
                 self.link().is_some() && streams <= 16
             }
             Work::Bulk { .. } | Work::Tokens { .. } => self == Self::W3,
-            Work::Requests | Work::Memory { .. } => false,
+            Work::Requests | Work::Memory { .. } | Work::Beside { .. } => false,
         }
     }
 }
@@ -234,6 +251,17 @@ impl Work {
                 }
                 lines
             }
+            Self::Beside { other } => {
+                let name = match other {
+                    Congestion::Cubic => "Cubic",
+                    Congestion::Bbr => "BBR",
+                };
+                let what = format!("1 download beside one of TCP {name}, part of the fair rate");
+                vec![
+                    (what, vec![Figure::Share]),
+                    ("… its rate, Mbit/s".to_owned(), vec![Figure::Rate]),
+                ]
+            }
             Self::Memory { idle } => vec![(
                 format!("RSS MB at start / with {idle} idle connections"),
                 vec![Figure::RssStart, Figure::RssIdle],
@@ -250,7 +278,17 @@ impl Work {
     /// Whether one measurement is enough: a second one would not start from the same state, or each
     /// takes so long that noise does not matter.
     pub fn is_once(self) -> bool {
-        matches!(self, Self::Memory { .. } | Self::Disturbance(_))
+        matches!(self, Self::Memory { .. } | Self::Disturbance(_) | Self::Beside { .. })
+    }
+}
+
+impl Congestion {
+    /// Its name in the kernel.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cubic => "cubic",
+            Self::Bbr => "bbr",
+        }
     }
 }
 
@@ -305,13 +343,13 @@ const fn hole(seconds: u64) -> Work {
 }
 
 use Bound::{AtLeast, AtMost};
-use Figure::{Cpu, Gap, P50, P99, Rate, RssIdle, RssStart};
+use Figure::{Cpu, Gap, P50, P99, Rate, RssIdle, RssStart, Share};
 use Scene::{Fat, Loopback, Roaming, Veth, W1, W2, W3};
 
 /// All rows, in the order in which they are measured. Memory is measured first in its scene,
 /// because earlier transfers would count.
 #[rustfmt::skip]
-pub const ROWS: [Row; 34] = [
+pub const ROWS: [Row; 36] = [
     row("veth/memory", Veth, Work::Memory { idle: 1000 }, 1.0, Some(1.0), &[
         adit(RssStart, AtMost(20.0)), adit(RssIdle, AtMost(40.0))]),
     row("veth/requests", Veth, Work::Requests, 2.0, Some(1.0), &[
@@ -341,6 +379,10 @@ pub const ROWS: [Row; 34] = [
         ratio("adit-ssh", P50, AtMost(2.0), "w1/tokens-16-download", "adit")]),
     row("w1/download", W1, downloads(1), 6.0, None, &[adit(Rate, AtLeast(92.0))]),
     row("w1/upload", W1, UPLOAD, 6.0, None, &[adit(Rate, AtLeast(92.0))]),
+    row("w1/beside-cubic", W1, Work::Beside { other: Congestion::Cubic }, 60.0, None, &[
+        adit(Share, AtLeast(0.5)), adit(Share, AtMost(2.0))]),
+    row("w1/beside-bbr", W1, Work::Beside { other: Congestion::Bbr }, 60.0, None, &[
+        adit(Share, AtLeast(0.5)), adit(Share, AtMost(2.0))]),
     row("w2/download", W2, downloads(1), 8.0, Some(5.0), &[
         adit(Rate, AtLeast(85.0)), ratio("adit-ssh", Rate, AtLeast(0.9), "w2/download", "ssh")]),
     row("w2/downloads-8", W2, downloads(8), 8.0, None, &[adit(Rate, AtLeast(93.0))]),

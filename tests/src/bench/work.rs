@@ -17,7 +17,7 @@ use crate::stats::quantile;
 use super::{
     load::{self, TOKEN_PERIOD_US, Target, Token},
     open::Stage,
-    row::{Direction, Disturbance, Figure, Work},
+    row::{Congestion, Direction, Disturbance, Figure, Work},
 };
 
 /// How long after the token streams the download beside them begins.
@@ -29,6 +29,8 @@ const GRACE: Duration = Duration::from_secs(10);
 const WARM_UP: f64 = 0.3;
 /// How long to wait until freed memory has gone back to the system.
 const SETTLE: Duration = Duration::from_millis(1_500);
+/// How long a download runs before another one begins beside it.
+const FIRST_ALONE: Duration = Duration::from_secs(3);
 const DISTURBED_STREAMS: usize = 4;
 /// How long tokens are watched before and after a disturbance.
 const AROUND: Duration = Duration::from_secs(1);
@@ -57,6 +59,7 @@ pub(super) async fn measure(stage: &Stage, work: Work, seconds: f64) -> io::Resu
             tokens(stage, streams, beside_download, during).await
         }
         Work::Bulk { direction, flows } => bulk(stage, direction, flows, during).await,
+        Work::Beside { other } => beside(stage, other, during).await,
         Work::Memory { idle } => memory(stage, idle).await,
         Work::Disturbance(what) => disturbance(stage, what, during).await,
     }
@@ -152,7 +155,7 @@ async fn tokens(
         return times(running.lateness(0));
     }
     tokio::time::sleep(HEAD_START).await;
-    let (mut flows, counter) = start_flows(stage, Direction::Download, 1);
+    let (mut flows, counter) = start_flows(stage, stage.target, Direction::Download, 1);
     let since = load::now();
     let (carried, _) = steady(stage, &counter, during - HEAD_START).await;
     let ended = running.end(GRACE).await;
@@ -181,7 +184,7 @@ async fn bulk(
     flows: usize,
     during: Duration,
 ) -> io::Result<Outcome> {
-    let (mut flows, counter) = start_flows(stage, direction, flows);
+    let (mut flows, counter) = start_flows(stage, stage.target, direction, flows);
     let (carried, cpu) = steady(stage, &counter, during).await;
     still_run(&mut flows)?;
     let mut outcome = Outcome::default();
@@ -194,14 +197,19 @@ async fn bulk(
 
 type Flows = JoinSet<io::Result<()>>;
 
-fn start_flows(stage: &Stage, direction: Direction, flows: usize) -> (Flows, Arc<AtomicU64>) {
+fn start_flows(
+    stage: &Stage,
+    to: Target,
+    direction: Direction,
+    flows: usize,
+) -> (Flows, Arc<AtomicU64>) {
     let counter = match direction {
         Direction::Download => Arc::default(),
         Direction::Upload => stage.service.received.clone(),
     };
     let mut tasks = JoinSet::new();
     for _ in 0..flows {
-        let (to, counter): (Target, _) = (stage.target, counter.clone());
+        let counter = counter.clone();
         match direction {
             Direction::Download => {
                 tasks.spawn_on(load::download(to, counter), stage.apps.runtime())
@@ -231,6 +239,23 @@ async fn steady(stage: &Stage, counter: &AtomicU64, during: Duration) -> (Carrie
     let after = now();
     let seconds = (after.2 - began).as_secs_f64();
     (Carried { bytes: after.0 - bytes, seconds }, after.1 - cpu)
+}
+
+/// A download beside one of plain TCP that was there first, for so long.
+async fn beside(stage: &Stage, other: Congestion, during: Duration) -> io::Result<Outcome> {
+    let to = stage.service.target(other, stage.net.server_ip())?;
+    let (mut others, rivals) = start_flows(stage, to, Direction::Download, 1);
+    tokio::time::sleep(FIRST_ALONE).await;
+    let (mut flows, own) = start_flows(stage, stage.target, Direction::Download, 1);
+    let before = rivals.load(Relaxed);
+    tokio::time::sleep(during).await;
+    let (own, rivals) = (own.load(Relaxed) as f64, (rivals.load(Relaxed) - before) as f64);
+    still_run(&mut flows)?;
+    still_run(&mut others)?;
+    let mut outcome = Outcome::default();
+    outcome.figures.insert(Figure::Share, 2.0 * own / (own + rivals).max(1.0));
+    outcome.figures.insert(Figure::Rate, own * 8e-6 / during.as_secs_f64());
+    Ok(outcome)
 }
 
 async fn memory(stage: &Stage, idle: usize) -> io::Result<Outcome> {

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{ANSWER, CHUNK, GET, TOKEN_PERIOD_US, made_at, now};
-use crate::bench::contestant::Congestion;
+use crate::bench::row::Congestion;
 
 const BLOCK: usize = 256 * 1024;
 /// New connections in one measurement at the most: each keeps a port for a minute after its end.

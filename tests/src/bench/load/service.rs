@@ -18,8 +18,8 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Seat, answer, chunk, now};
-use crate::{bench::contestant::Congestion, lab::Namespace};
+use super::{Seat, Target, answer, chunk, now};
+use crate::{bench::row::Congestion, lab::Namespace};
 
 const BACKLOG: u32 = 4096;
 const BLOCK: usize = 256 * 1024;
@@ -65,6 +65,21 @@ impl Service {
         let mut listening = listening.await?.into_iter();
         let cubic = listening.next().ok_or(io::ErrorKind::AddrNotAvailable)??;
         Ok(Self { cubic, bbr: listening.next().and_then(Result::ok), received, _seat: seat })
+    }
+}
+
+impl Service {
+    /// Where it listens with this congestion control, for somebody without a tunnel who sees it at `ip`.
+    ///
+    /// # Errors
+    /// If the kernel does not have it.
+    pub fn target(&self, congestion: Congestion, ip: Ipv4Addr) -> io::Result<Target> {
+        let listening = match congestion {
+            Congestion::Cubic => self.cubic,
+            Congestion::Bbr => self.bbr.ok_or(io::ErrorKind::Unsupported)?,
+        };
+        let address = SocketAddr::from((ip, listening.port()));
+        Ok(Target { address, congestion: Some(congestion) })
     }
 }
 

@@ -166,7 +166,12 @@ fn cell(row: &Measured, result: &Result, figures: &[Figure]) -> String {
 fn divisor(scene: Scene, figure: Figure) -> f64 {
     match figure {
         Figure::P50 | Figure::P99 => scene.unit().0,
-        Figure::Rate | Figure::Cpu | Figure::RssStart | Figure::RssIdle | Figure::Gap => 1.0,
+        Figure::Rate
+        | Figure::Share
+        | Figure::Cpu
+        | Figure::RssStart
+        | Figure::RssIdle
+        | Figure::Gap => 1.0,
     }
 }
 
@@ -247,6 +252,7 @@ fn name(figure: Figure) -> &'static str {
         Figure::P50 => "p50",
         Figure::P99 => "p99",
         Figure::Rate => "rate",
+        Figure::Share => "fair share",
         Figure::Cpu => "CPU",
         Figure::RssStart => "RSS at start",
         Figure::RssIdle => "RSS, idle connections",
@@ -258,6 +264,7 @@ fn unit(figure: Figure) -> &'static str {
     match figure {
         Figure::P50 | Figure::P99 => "µs",
         Figure::Rate => "Mbit/s",
+        Figure::Share => "of the fair rate",
         Figure::Cpu => "s per GB",
         Figure::RssStart | Figure::RssIdle => "MB",
         Figure::Gap => "s",

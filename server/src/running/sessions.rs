@@ -22,12 +22,15 @@ use proto::{
     wire::{Code, KEEP_ALIVE},
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use crate::policy::Policy;
 
 #[derive(Default)]
 pub(crate) struct Sessions {
     sessions: Mutex<HashMap<DeviceId, ConnectedDevice>>,
+    /// Notified when a session that had no open stream has one.
+    begun: Notify,
 }
 
 struct ConnectedDevice {
@@ -43,6 +46,8 @@ struct ConnectedDevice {
 
 /// How often sessions are checked for silence.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often while a session is in use that is not protected against loss.
+const LOOK_SOON: Duration = Duration::from_millis(100);
 /// A device from which no packet has come for this long is away: two keep-alive intervals and a
 /// half.
 const AWAY_AFTER: i64 = KEEP_ALIVE.as_secs() as i64 * 5 / 2;
@@ -193,14 +198,30 @@ impl Sessions {
 
     /// Notes for ever which devices are away, and which links lose packets.
     pub(crate) async fn watch(self: Arc<Self>, repeats: Arc<PacketRepeats>) {
-        let mut ticks = tokio::time::interval(LOOK_EVERY);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
-            let protected: Vec<_> =
-                self.lock().values_mut().filter_map(|session| session.look(&repeats)).collect();
-            repeats.protect(Instant::now(), &protected);
+            let looked = tokio::time::Instant::now();
+            let pause = self.look(&repeats);
+            tokio::select! {
+                () = tokio::time::sleep_until(looked + pause) => {}
+                // The first losses count, and the next look at idle sessions is far.
+                () = self.begun.notified() => tokio::time::sleep_until(looked + LOOK_SOON).await,
+            }
         }
+    }
+
+    /// Returns after how long to look again.
+    fn look(&self, repeats: &PacketRepeats) -> Duration {
+        let (mut protected, mut pause) = (Vec::new(), LOOK_EVERY);
+        for session in self.lock().values_mut() {
+            let heard = session.heard.0;
+            match session.look(repeats) {
+                Some(path) => protected.push(path),
+                None if session.is_in_use(heard) => pause = LOOK_SOON,
+                None => {}
+            }
+        }
+        repeats.protect(Instant::now(), &protected);
+        pause
     }
 
     /// All sessions, as the commands print them.
@@ -253,8 +274,32 @@ impl ConnectedDevice {
         Some(ProtectedPath { to: remote, protection, interactive: self.interactive.clone() })
     }
 
+    /// Whether it has an open stream, and something has come since so many datagrams had.
+    fn is_in_use(&self, heard: u64) -> bool {
+        self.traffic.streams.load(Relaxed) > 0 && self.heard.0 != heard
+    }
+
     fn is_away(&self, now: i64) -> bool {
         now - self.heard.1 > AWAY_AFTER
+    }
+}
+
+impl SessionGuard {
+    /// Counts a stream until the returned value is dropped.
+    pub(crate) fn count_stream(&self) -> CountedStream<'_> {
+        if self.traffic.streams.fetch_add(1, Relaxed) == 0 {
+            self.live.begun.notify_one();
+        }
+        CountedStream(&self.traffic.streams)
+    }
+}
+
+/// An open stream of a session.
+pub(crate) struct CountedStream<'a>(&'a AtomicUsize);
+
+impl Drop for CountedStream<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

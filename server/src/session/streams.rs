@@ -1,9 +1,6 @@
 //! The streams of a session: each begins with a head that says what it is for.
 
-use std::{
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use common::transport::{
     HANDSHAKE_WITHIN,
@@ -33,7 +30,7 @@ const SLOT_WITHIN: Duration = Duration::from_secs(10);
 
 impl Session {
     pub(super) async fn serve_stream(&self, send: SendStream, recv: RecvStream) {
-        let _counted = Counted::new(&self.guard.traffic.streams);
+        let _counted = self.guard.count_stream();
         let mut send = Sending::within(send, &self.credit);
         let mut recv = Receiving::new(recv, &self.credit);
         let head = tokio::select! {
@@ -159,22 +156,6 @@ impl Session {
 pub(super) fn refuse(mut send: Sending, mut recv: Receiving, code: Code) {
     send.reset(code);
     recv.stop((code as u32).into());
-}
-
-/// Counts a stream while it is open.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    fn new(streams: &'a AtomicUsize) -> Self {
-        streams.fetch_add(1, Relaxed);
-        Self(streams)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
 }
 
 /// Reads the head of a stream, and no byte after it.

@@ -19,7 +19,7 @@ const MOST_BUDGET: u64 = 2_000_000;
 const SHARE: u64 = 10;
 
 /// The shortest time between two looks at the counts.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// After this time, a packet counts half in the estimate.
 const HALF_LIFE: Duration = Duration::from_secs(60);
 /// The loss is estimated from about so many of the last packets.
@@ -268,6 +268,15 @@ mod tests {
             let expected = loss as f64;
             assert!((found - expected).abs() < expected / 10.0, "{found} of {loss}, {hide}");
         }
+    }
+
+    #[test]
+    fn the_first_losses_count_within_a_tenth_of_a_second() {
+        let (mut estimate, now) = (LossEstimate::default(), Instant::now());
+        estimate.note(now, counts(0, 0), 0);
+        let soon = now + LOOK_EVERY;
+        assert!(estimate.note(soon, counts(80, 2), 0).is_some());
+        assert_eq!(LOOK_EVERY.as_millis(), 100);
     }
 
     #[test]

@@ -9,15 +9,16 @@ use std::fmt;
 
 pub use http1::{body, exchanges, request, response};
 pub use ollama::{named_models, patterns, usage};
-pub use peer::{certificate, failure, invitation, knock, wire};
+pub use peer::{certificate, copies, failure, invitation, knock, wire};
 
 /// One check, for any bytes.
 pub type BytesCheck = fn(&[u8]);
 
 /// Every check by its name: that of its fuzz target and of its folder in `fuzz/seeds`.
-pub const ALL: [(&str, BytesCheck); 12] = [
+pub const ALL: [(&str, BytesCheck); 13] = [
     ("body", body),
     ("certificate", certificate),
+    ("copies", copies),
     ("exchanges", exchanges),
     ("failure", failure),
     ("invitation", invitation),

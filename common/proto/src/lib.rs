@@ -8,6 +8,7 @@ pub mod bootstrap;
 pub mod checks;
 pub mod clock;
 pub mod congestion;
+pub mod copies;
 pub mod crypto;
 pub mod device_key;
 pub mod doctor;

@@ -24,7 +24,7 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use self::framing::{frame_datagram, next_datagram};
 pub use self::{
     handed_on::{HandOn, Inbox, handed_on},
-    interactive::{InteractiveData, NextCopy, Protection, StreamCopy},
+    interactive::{InteractiveData, NextCopy, Protection},
     loss::{LossEstimate, PathCounts},
     marks::{Marks, Unmarked},
     redundancy::ProtectedPath,

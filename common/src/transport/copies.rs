@@ -1,11 +1,8 @@
 //! Copies of interactive data in DATAGRAM frames (RFC 9221). They reach the reader of a stream before
 //! QUIC has noticed that a packet is lost, which takes more than a round trip.
 //!
-//! A frame holds the number of a stream (8 bytes), where in the stream the copy begins (8 bytes), both
-//! big-endian, and the bytes. It may be lost, late or of a stream that has ended: the stream itself
+//! What a frame holds: `proto::copies`. It may be lost, late or of a stream that has ended: the stream itself
 //! still brings everything. The receiver gives each byte on once, whichever way it came first.
-
-mod ahead;
 
 use std::{
     collections::HashMap,
@@ -20,14 +17,12 @@ use std::{
     time::Instant,
 };
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::Bytes;
+use proto::copies::{Ahead, StreamCopy};
 use quinn::{Connection, SendDatagramError, StreamId, VarInt};
 
-use self::ahead::Ahead;
-use crate::transport::carrier::{InteractiveData, NextCopy, StreamCopy};
+use crate::transport::carrier::{InteractiveData, NextCopy};
 
-/// The bytes before a copy: a stream's number and an offset.
-const HEAD: usize = 16;
 /// The most bytes of copies that one connection keeps for its readers.
 const MOST_HELD: usize = 256 * 1024;
 
@@ -38,7 +33,7 @@ pub(crate) async fn send(connection: &Connection, data: &InteractiveData) {
     loop {
         match data.next_copy(Instant::now()) {
             NextCopy::Send(copy) => {
-                let sent = connection.send_datagram(encode(&copy));
+                let sent = connection.send_datagram(copy.encode());
                 // One that is too long for this path is left to the stream.
                 if let Err(SendDatagramError::ConnectionLost(_)) = sent {
                     return;
@@ -48,23 +43,6 @@ pub(crate) async fn send(connection: &Connection, data: &InteractiveData) {
             NextCopy::Nothing => data.copies_wait().await,
         }
     }
-}
-
-fn encode(copy: &StreamCopy) -> Bytes {
-    let mut frame = BytesMut::with_capacity(HEAD + copy.bytes.len());
-    frame.put_u64(copy.stream);
-    frame.put_u64(copy.offset);
-    frame.extend_from_slice(&copy.bytes);
-    frame.freeze()
-}
-
-/// `None` for what is no copy.
-fn decode(mut frame: Bytes) -> Option<StreamCopy> {
-    let stream = frame.try_get_u64().ok()?;
-    let offset = frame.try_get_u64().ok()?;
-    // An offset fits into 62 bits (RFC 9000 section 19.8), so that no sum overflows.
-    let is_copy = !frame.is_empty() && VarInt::from_u64(offset).is_ok();
-    is_copy.then_some(StreamCopy { stream, offset, bytes: frame })
 }
 
 /// The copies that have arrived on a connection for the streams that are read.
@@ -85,7 +63,7 @@ impl Arrivals {
     /// Receives copies until the connection ends. Cancelling it loses nothing but copies.
     pub(crate) async fn receive(&self, connection: &Connection) {
         while let Ok(frame) = connection.read_datagram().await {
-            if let Some(copy) = decode(frame) {
+            if let Some(copy) = StreamCopy::decode(frame) {
                 self.arrive(&copy);
             }
         }
@@ -210,18 +188,6 @@ impl Drop for Early {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_copy_survives_its_frame_and_other_frames_are_none() {
-        let copy = StreamCopy { stream: 5, offset: 1 << 40, bytes: Bytes::from_static(b"token") };
-        let frame = encode(&copy);
-        assert_eq!(decode(frame.clone()), Some(copy));
-        for len in 0..=HEAD {
-            assert_eq!(decode(frame.slice(..len)), None, "{len} bytes");
-        }
-        let far = StreamCopy { stream: 5, offset: 1 << 62, bytes: Bytes::from_static(b"token") };
-        assert_eq!(decode(encode(&far)), None);
-    }
 
     #[test]
     fn a_connection_keeps_only_so_much_and_forgets_ended_streams() {

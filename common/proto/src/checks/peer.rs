@@ -3,7 +3,10 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
+use bytes::Bytes;
+
 use crate::{
+    copies::{Ahead, StreamCopy},
     crypto::sha256,
     doctor::{DoctorAnswer, DoctorRequest, Report, text::Style},
     failure::Failure,
@@ -138,6 +141,46 @@ fn message<T: Serialize + DeserializeOwned>(bytes: &[u8]) {
     let written = serde_json::to_vec(&message).expect("a message can be written");
     let again: T = serde_json::from_slice(&written).expect("what is written can be read");
     assert_eq!(serde_json::to_vec(&again).ok(), Some(written));
+}
+
+/// The longest stream and the longest copy of which [`copies`] tells.
+const STREAM: u64 = 1 << 13;
+const PIECE: u64 = 300;
+
+/// Copies of pieces of one stream: whatever comes, in which order and how often, its reader gets the
+/// bytes of the stream in their order. The bytes are read as a frame, and as what happens: in four bytes
+/// a copy arrives, or the reader takes bytes, or the stream brings some itself.
+pub fn copies(bytes: &[u8]) {
+    if let Some(copy) = StreamCopy::decode(Bytes::copy_from_slice(bytes)) {
+        assert_eq!(copy.encode(), bytes);
+        let mut ahead = Ahead::default();
+        ahead.put(0, copy.offset, &copy.bytes);
+        assert!(ahead.held() <= copy.bytes.len());
+    }
+    let at = |offset: u64| (offset ^ (offset >> 8)) as u8;
+    let stream = |from: u64, len: u64| (from..from + len).map(at).collect::<Vec<u8>>();
+    let (mut ahead, mut delivered) = (Ahead::default(), 0);
+    for &[what, high, low, len] in bytes.as_chunks().0 {
+        let number = u64::from(u16::from_be_bytes([high, low]));
+        match what % 3 {
+            0 => {
+                let (offset, len) = (number % STREAM, u64::from(len) % PIECE + 1);
+                ahead.put(delivered, offset, &stream(offset, len));
+            }
+            1 => {
+                if let Some(taken) = ahead.take(delivered, usize::from(len) + 1) {
+                    assert!((1..=usize::from(len) + 1).contains(&taken.len()));
+                    assert_eq!(taken, stream(delivered, taken.len() as u64), "at {delivered}");
+                    delivered += taken.len() as u64;
+                }
+            }
+            _ => delivered += u64::from(len),
+        }
+        assert!(ahead.held() as u64 <= 64 * PIECE);
+    }
+    // Nothing is left for a reader who has everything.
+    assert_eq!(ahead.take(STREAM + PIECE + delivered, 1), None);
+    assert_eq!(ahead.held(), 0);
 }
 
 /// A failure that another program has sent is bounded, and is passed on as it came.

@@ -19,6 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use proto::copies::StreamCopy;
 use tokio::sync::Notify;
 
 /// The most bytes that are sent again in one DATAGRAM frame, and the most frames of one write: a
@@ -55,17 +56,6 @@ pub struct Protection {
 pub(super) struct CopyCounters {
     pub(super) datagrams: AtomicU64,
     pub(super) bytes: AtomicU64,
-}
-
-/// A piece of a stream that is to be sent again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StreamCopy {
-    /// The number of the stream (RFC 9000 section 2.1).
-    pub stream: u64,
-    /// Where in the stream the piece begins, in bytes.
-    pub offset: u64,
-    /// The piece.
-    pub bytes: Bytes,
 }
 
 /// The interactive data of one connection, in the direction to the peer.

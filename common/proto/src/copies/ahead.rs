@@ -12,7 +12,7 @@ const FARTHEST: u64 = 4 << 20;
 
 /// The copies of one stream that its reader has not taken.
 #[derive(Debug, Default)]
-pub(super) struct Ahead {
+pub struct Ahead {
     /// By where they begin.
     pieces: BTreeMap<u64, Bytes>,
     held: usize,
@@ -20,7 +20,7 @@ pub(super) struct Ahead {
 
 impl Ahead {
     /// A copy has arrived. The reader has `delivered` bytes of the stream.
-    pub(super) fn put(&mut self, delivered: u64, offset: u64, bytes: &[u8]) {
+    pub fn put(&mut self, delivered: u64, offset: u64, bytes: &[u8]) {
         let is_known = self.pieces.get(&offset).is_some_and(|piece| piece.len() >= bytes.len());
         let is_far = offset > delivered.saturating_add(FARTHEST);
         if is_known || is_far || self.pieces.len() >= MOST {
@@ -33,7 +33,7 @@ impl Ahead {
 
     /// Takes the bytes that follow the `delivered` ones, at most `most`, and drops what the reader has
     /// already. `None` if no copy has them.
-    pub(super) fn take(&mut self, delivered: u64, most: usize) -> Option<Bytes> {
+    pub fn take(&mut self, delivered: u64, most: usize) -> Option<Bytes> {
         while let Some((offset, mut piece)) = self.pieces.pop_first() {
             self.held -= piece.len();
             if offset > delivered {
@@ -60,7 +60,7 @@ impl Ahead {
     }
 
     /// The bytes that are kept.
-    pub(super) fn held(&self) -> usize {
+    pub fn held(&self) -> usize {
         self.held
     }
 }

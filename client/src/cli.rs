@@ -73,8 +73,9 @@ enum Command {
     Down(Down),
     /// Run one program through the tunnel, on a port of its own
     ///
-    /// The program finds Ollama by the variable OLLAMA_HOST. Port 11434 of this computer stays as it
-    /// is. Where no `adit up` runs, a tunnel is opened for as long as the program runs.
+    /// The program finds Ollama by the variables OLLAMA_HOST and OLLAMA_API_BASE (which aider reads).
+    /// Port 11434 of this computer stays as it is. Where no `adit up` runs, a tunnel is opened for as
+    /// long as the program runs.
     Run(Run),
     /// Print what a shell has to export to use the running tunnel
     Env(Env),

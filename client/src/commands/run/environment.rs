@@ -28,13 +28,17 @@ impl Interfaces {
         speaks: Option<&str>,
     ) -> Vec<(&'static str, String)> {
         let url = format!("http://{address}");
-        let mut variables = match speaks {
-            None => vec![("OLLAMA_HOST", url.clone())],
-            Some(_) => vec![("ADIT_ADDRESS", address.to_owned())],
-        };
+        let mut variables = Vec::new();
+        if speaks.is_some() {
+            variables.push(("ADIT_ADDRESS", address.to_owned()));
+        }
         match speaks {
             Some("tcp") => return variables,
-            Some("http") => variables.push(("OLLAMA_HOST", url.clone())),
+            None | Some("http") => {
+                variables.push(("OLLAMA_HOST", url.clone()));
+                // aider and other programs that use LiteLLM read this one only.
+                variables.push(("OLLAMA_API_BASE", url.clone()));
+            }
             _ => {}
         }
         if self.openai || speaks == Some("openai") {
@@ -77,20 +81,21 @@ mod tests {
             variables.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
         };
         let (openai, anthropic) = (true, true);
-        assert_eq!(told(Interfaces::default()), ["OLLAMA_HOST=http://127.0.0.1:7"]);
+        let ollama = ["OLLAMA_HOST=http://127.0.0.1:7", "OLLAMA_API_BASE=http://127.0.0.1:7"];
+        assert_eq!(told(Interfaces::default()), ollama);
         assert_eq!(
-            told(Interfaces { openai, ..Interfaces::default() })[1..],
+            told(Interfaces { openai, ..Interfaces::default() })[2..],
             ["OPENAI_BASE_URL=http://127.0.0.1:7/v1", "OPENAI_API_KEY=ollama"]
         );
         assert_eq!(
-            told(Interfaces { anthropic, ..Interfaces::default() })[1..],
+            told(Interfaces { anthropic, ..Interfaces::default() })[2..],
             [
                 "ANTHROPIC_BASE_URL=http://127.0.0.1:7",
                 "ANTHROPIC_API_KEY=ollama",
                 "ANTHROPIC_AUTH_TOKEN=ollama"
             ]
         );
-        assert_eq!(told(Interfaces { openai, anthropic }).len(), 6);
+        assert_eq!(told(Interfaces { openai, anthropic }).len(), 7);
     }
 
     #[test]
@@ -102,7 +107,7 @@ mod tests {
         };
         let none = Interfaces::default();
         assert_eq!(names(none, "tcp"), [""; 0]);
-        assert_eq!(names(none, "http"), ["OLLAMA_HOST"]);
+        assert_eq!(names(none, "http"), ["OLLAMA_HOST", "OLLAMA_API_BASE"]);
         assert_eq!(names(none, "openai"), ["OPENAI_BASE_URL", "OPENAI_API_KEY"]);
         let anthropic = Interfaces { anthropic: true, ..none };
         assert_eq!(names(anthropic, "openai").len(), 5);

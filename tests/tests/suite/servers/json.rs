@@ -50,7 +50,8 @@ async fn each_command_prints_one_document() {
     prints(&laptop, &["status"], "/server", "lab").await;
     prints(&laptop, &["config"], "/servers/0/name", "lab").await;
     let url = format!("http://{}", up.address);
-    prints(&laptop, &["env"], "/variables/OLLAMA_HOST", url.clone()).await;
+    let told = prints(&laptop, &["env"], "/variables/OLLAMA_HOST", url.clone()).await;
+    assert_eq!(told["variables"]["OLLAMA_API_BASE"], url.clone());
     prints(&laptop, &["env", "--openai"], "/variables/OPENAI_BASE_URL", url + "/v1").await;
     let warm = prints(&laptop, &["warm", "stand-in"], "/model", "stand-in").await;
     assert!(warm["server"] == "lab" && warm["seconds"].is_f64(), "{warm}");

@@ -137,11 +137,12 @@ async fn the_clients_of_openai_and_anthropic_are_told_too() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let up = device.up(&[]).await;
-    let print = "echo $OLLAMA_HOST; echo $OPENAI_BASE_URL $OPENAI_API_KEY; echo $ANTHROPIC_BASE_URL $ANTHROPIC_API_KEY";
+    let print = "echo $OLLAMA_HOST; echo $OLLAMA_API_BASE; echo $OPENAI_BASE_URL $OPENAI_API_KEY; echo $ANTHROPIC_BASE_URL $ANTHROPIC_API_KEY";
     let ran = device.run(&["--openai", "--anthropic", "--", "bash", "-c", print]).await;
     let lines: Vec<&str> = ran.stdout.lines().collect();
-    assert_eq!(lines[1], format!("{}/v1 ollama", lines[0]));
-    assert_eq!(lines[2], format!("{} ollama", lines[0]));
+    assert_eq!(lines[1], lines[0]);
+    assert_eq!(lines[2], format!("{}/v1 ollama", lines[0]));
+    assert_eq!(lines[3], format!("{} ollama", lines[0]));
 
     let told = device.adit(&["env", "--openai", "--shell", "sh"], "").await;
     assert_ok(&told);

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use common::machine::{files, process::parse_time};
+use common::machine::{
+    files::{self, FileError},
+    process::parse_time,
+};
 use serde::Deserialize;
 use toml::Spanned;
 use zeroize::Zeroizing;
@@ -122,7 +125,7 @@ impl OidcFile {
 fn secret(path: &Spanned<PathBuf>) -> Result<ClientSecret, WrongProvider> {
     let wrong = |why: String, cure| WrongProvider { at: path.span().start, why, cure };
     let text = files::read(path.get_ref())
-        .map_err(|e| wrong(format!("`client_secret_file`: {e}"), Some(e.hint())))?;
+        .map_err(|e| wrong(format!("`client_secret_file`: {e}"), Some(cure(&e))))?;
     let text = std::str::from_utf8(&text).map(str::trim).unwrap_or_default();
     if text.is_empty() || text.chars().any(char::is_control) {
         let why = format!(
@@ -132,6 +135,17 @@ fn secret(path: &Spanned<PathBuf>) -> Result<ClientSecret, WrongProvider> {
         return Err(wrong(why, None));
     }
     Ok(ClientSecret::new(Zeroizing::new(text.to_owned())))
+}
+
+/// What gives the secret to this server, if its file cannot be read.
+fn cure(error: &FileError) -> String {
+    match error {
+        FileError::Io { path, .. } if error.is_not_found() => format!(
+            "put the secret there: `install -D -m 600 /dev/stdin '{}'`, then paste it and press Enter and Ctrl-D",
+            path.display()
+        ),
+        _ => error.hint_for("`client_secret_file`"),
+    }
 }
 
 #[cfg(test)]
@@ -181,6 +195,17 @@ mod tests {
             let why = settle(&format!("{LEAST}{wrong}")).expect_err(wrong);
             assert!(why.contains(says), "{wrong}: {why}");
         }
+    }
+
+    #[test]
+    fn the_cure_of_an_unreadable_secret_is_about_its_own_file() {
+        use std::io::ErrorKind;
+        let told = |kind: ErrorKind| cure(&FileError::io("read", "/etc/adit/s")(kind.into()));
+        let missing = told(ErrorKind::NotFound);
+        assert!(missing.contains("`install -D -m 600 /dev/stdin '/etc/adit/s'`"), "{missing}");
+        let refused = told(ErrorKind::PermissionDenied);
+        assert!(refused.contains("owner of `/etc/adit/s`"), "{refused}");
+        assert!(refused.contains("with `client_secret_file`"), "{refused}");
     }
 
     #[test]

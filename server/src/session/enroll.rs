@@ -22,7 +22,7 @@ use crate::{
         enrollment::{self, Claim, EnrollingKey, NotEnrolled},
         sign_in,
     },
-    state::register::DeviceError,
+    state::{ca::DeviceKey, register::DeviceError},
 };
 
 /// How long the request may take, and then how long its answer may take to be read.
@@ -117,7 +117,10 @@ impl Enrolling {
         let csr = decoded(&request.csr)?;
         match request.sign_in {
             None => Ok((Claim::Invitation { token, from, ca: self.ca }, csr)),
-            Some(wanted) => Ok((sign_in::run(server, self, token, wanted).await?, csr)),
+            Some(wanted) => {
+                let key = DeviceKey::from_csr(&csr).map_err(|_| bad())?.hash;
+                Ok((sign_in::run(server, self, token, key, wanted).await?, csr))
+            }
         }
     }
 }

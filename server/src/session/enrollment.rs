@@ -335,7 +335,8 @@ impl From<NotEnrolled> for Failure {
     }
 }
 
-fn name_refused(error: DeviceError) -> Failure {
+/// What the person at a new device is told of a name that it can't have.
+pub(super) fn name_refused(error: DeviceError) -> Failure {
     const OTHER: &str = "choose another name: add `--device NAME` to `adit enroll`";
     let frees = match &error {
         DeviceError::NameTaken(name) => {

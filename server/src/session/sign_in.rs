@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use common::{machine::report::Failure, transport::frame};
 use proto::{
-    identity::Name,
+    identity::{KeyHash, Name},
     wire::{EnrollAnswer, EnrollRefusal, RedirectAnswer, SignInRequest},
 };
 use tracing::info;
 use zeroize::Zeroizing;
 
-use super::{enrolling::Enrolling, enrollment::Claim};
+use super::{
+    enrolling::Enrolling,
+    enrollment::{Claim, name_refused},
+};
 use crate::{
     audit::{Event, entry::EnrolledBy},
     oidc::{BrowserGrant, Grant, OidcError, Person, Provider},
@@ -29,6 +32,7 @@ pub(super) async fn run(
     server: &Arc<Server>,
     device: &mut Enrolling,
     token: Zeroizing<Vec<u8>>,
+    key: KeyHash,
     wanted: SignInRequest,
 ) -> Result<Claim, EnrollAnswer> {
     let (now, asked) = (common::machine::process::unix_now(), token.clone());
@@ -51,6 +55,16 @@ pub(super) async fn run(
             .hint("run the same command again in a minute");
         return Err(failed(server, device, &name, busy));
     };
+    // Nobody signs in for a name that is not free. Whoever has the code learns no more than that, and
+    // each attempt is in the audit log.
+    let asked = name.clone();
+    let is_free =
+        server.in_register(move |register| register.name_before_sign_in(&asked, key, now)).await;
+    match is_free {
+        Ok(Ok(())) => {}
+        Err(_) => return Err(EnrollAnswer::Refused(EnrollRefusal::ServerFailed)),
+        Ok(Err(why)) => return Err(failed(server, device, &name, name_refused(why))),
+    }
     let signed_in = tokio::select! {
         signed_in = sign_in(&provider, device, wanted.redirect_port) => signed_in,
         () = server.draining.cancelled() => Err(stopping()),

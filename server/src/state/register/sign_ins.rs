@@ -84,11 +84,7 @@ impl Register {
             if let Some(device) = devices.iter().find(|device| device.key == key) {
                 return again(t, device, person, not_after);
             }
-            if names::is_of_key(t, name)? {
-                return Ok(Err(DeviceError::NameOfKey(name.clone())));
-            }
-            let has = devices.iter().find(|device| device.name == *name);
-            if let Err(why) = names::check(t, name, User::NOBODY, has, now)? {
+            if let Err(why) = is_free(t, &devices, name, now)? {
                 return Ok(Err(why));
             }
             let role = match &person.role {
@@ -115,6 +111,26 @@ impl Register {
                 |row| row.get(0),
             )
             .optional()
+        })
+    }
+
+    /// Whether a device with this key may have this name, whoever signs in on it: before anybody does.
+    ///
+    /// # Errors
+    /// The name is not available.
+    pub(crate) fn name_before_sign_in(
+        &self,
+        name: &Name,
+        key: KeyHash,
+        now: i64,
+    ) -> Result<Result<(), DeviceError>, RegisterError> {
+        self.read(|t| {
+            let devices = all_devices(t)?;
+            // The same key is the same device, and keeps its name.
+            if devices.iter().any(|device| device.key == key) {
+                return Ok(Ok(()));
+            }
+            is_free(t, &devices, name, now)
         })
     }
 
@@ -208,6 +224,20 @@ impl Register {
         })?;
         Ok(ended > 0)
     }
+}
+
+/// Whether a new device may have this name.
+fn is_free(
+    t: &Transaction<'_>,
+    devices: &[Device],
+    name: &Name,
+    now: i64,
+) -> rusqlite::Result<Result<(), DeviceError>> {
+    if names::is_of_key(t, name)? {
+        return Ok(Err(DeviceError::NameOfKey(name.clone())));
+    }
+    let has = devices.iter().find(|device| device.name == *name);
+    names::check(t, name, User::NOBODY, has, now)
 }
 
 /// Enrolls a device again that has this key already.
@@ -321,6 +351,13 @@ mod tests {
         assert_eq!((again.id, again.name), (first.id, first.name), "the same key");
         let taken = enroll("laptop", "bob", 3, NOW);
         assert!(matches!(taken, Err(DeviceError::NameTaken(_))), "{taken:?}");
+        let before = |device: &str, key: u8| {
+            register.name_before_sign_in(&name(device), KeyHash([key; 32]), NOW).expect("read")
+        };
+        assert!(matches!(before("laptop", 3), Err(DeviceError::NameTaken(_))));
+        assert!(matches!(before("sso", 3), Err(DeviceError::NameInvited(_))));
+        assert!(before("laptop", 1).is_ok(), "the same key");
+        assert!(before("third", 3).is_ok());
         let stolen = enroll("third", "bob", 1, NOW);
         assert!(matches!(stolen, Err(DeviceError::OfAnotherPerson(_))), "{stolen:?}");
         let invited = enroll("sso", "bob", 4, NOW);

@@ -138,9 +138,14 @@ async fn a_sign_in_that_is_denied_late_or_without_a_role_enrolls_nobody() {
     assert!(devices(&world).await.is_empty());
     let refused = world.audit_has(3, |line| line["event"] == "enroll_refused").await;
     assert!(refused.iter().all(|line| line["device"] == "laptop"), "{refused:?}");
-    // Who is revoked here is not let in by the provider.
     provider.tell("settings", json!({ "deviceTtl": 600 })).await;
     signing_in::enroll(&world, &provider, &code, "desktop", "alice").await;
+    // A name that is taken is told before anybody signs in.
+    let taken = SigningIn::begin(&world, &device, Some(&code), &["--device", "desktop"]).await;
+    let (status, taken) = taken.end().await;
+    assert!(!status.success() && taken.contains("there is a device `desktop` already"), "{taken}");
+    assert!(taken.contains("add `--device NAME`") && !taken.contains("sign in at"), "{taken}");
+    // Who is revoked here is not let in by the provider.
     assert_eq!(world.aditd(&["user", "revoke", "alice@example.com"]).await.code, Some(0));
     let revoked = {
         let signing_in = begin().await;

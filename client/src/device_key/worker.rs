@@ -164,14 +164,14 @@ impl<D: Send + 'static> Worker<D> {
         let (answer, answered) = mpsc::sync_channel(1);
         let until = Instant::now() + within;
         self.send(Box::new(move |device| {
-            if Instant::now() < until {
-                let _ = answer.send(work(device));
-            }
+            // The answer that it is too late may still arrive in time.
+            let _ = answer.send((Instant::now() < until).then(|| work(device)));
         }))?;
-        answered.recv_timeout(within).map_err(|e| match e {
-            mpsc::RecvTimeoutError::Timeout => self.late(),
-            mpsc::RecvTimeoutError::Disconnected => NoResult::Failed,
-        })
+        match answered.recv_timeout(within) {
+            Ok(done) => done.ok_or(NoResult::Late),
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(self.late()),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(NoResult::Failed),
+        }
     }
 
     fn late(&self) -> NoResult {
@@ -307,6 +307,14 @@ mod tests {
         let panicked = worker.wait::<()>(LONG, |()| panic!("a defect"));
         assert_eq!(panicked, Err(NoResult::Failed));
         assert_eq!(worker.run(&NOBODY, |()| ()).await, Err(NoResult::Failed));
+    }
+
+    #[test]
+    fn a_job_that_begins_too_late_is_late_and_not_a_defect() {
+        for _ in 0..2000 {
+            let worker = Worker::new(());
+            assert_eq!(worker.wait(Duration::ZERO, |()| ()), Err(NoResult::Late));
+        }
     }
 
     #[test]

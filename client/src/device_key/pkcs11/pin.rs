@@ -9,6 +9,7 @@ use std::{
 };
 
 use common::machine::files::{self, FileError};
+use proto::typed::quoted;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -49,7 +50,8 @@ pub(super) fn read(file: &str, state_dir: &Path, token: &str) -> Result<FilePin,
     let wrong = |e: FileError| {
         let hint = match e.is_not_found() {
             true => format!(
-                "write the PIN into it, as its only line: `install -m 600 /dev/null '{file}'` makes it so that only you can read it"
+                "write the PIN into it, as its only line: `install -m 600 /dev/null {}` makes it so that only you can read it",
+                quoted(file)
             ),
             false => e.hint_for("pin-source"),
         };
@@ -84,7 +86,10 @@ pub(super) fn read(file: &str, state_dir: &Path, token: &str) -> Result<FilePin,
     if memory.has(&tried)? {
         return Err(KeyError::lasting(
             format!("the token {token} has refused the PIN in `{file}`, and it is not tried again"),
-            format!("write the right PIN into `{file}`; if it is right there: `touch '{file}'`"),
+            format!(
+                "write the right PIN into `{file}`; if it is right there: `touch {}`",
+                quoted(file)
+            ),
         ));
     }
     Ok(FilePin { pin: Zeroizing::new(pin.to_owned()), tried, memory, _turn: turn })
@@ -157,7 +162,9 @@ fn failed(error: &FileError) -> KeyError {
     KeyError::lasting(
         format!("cannot remember which PINs were refused: {}", proto::failure::in_one_line(error)),
         match error {
-            FileError::Damaged { path, .. } => format!("delete it: `rm '{}'`", path.display()),
+            FileError::Damaged { path, .. } => {
+                format!("delete it: `rm {}`", quoted(&path.display().to_string()))
+            }
             error => error.hint(),
         },
     )
@@ -236,10 +243,12 @@ mod tests {
     #[test]
     fn a_file_that_others_can_read_or_without_a_pin_is_refused() {
         let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("pin");
+        let path = dir.path().join("it's a pin");
         let file = path.to_str().expect("a path");
         let read = || read(file, dir.path(), "`t`").map(|kept| kept.pin.as_str().to_owned());
-        assert!(read().is_err_and(|why| why.hint().contains("install -m 600")));
+        let cure = format!("`install -m 600 /dev/null {}`", quoted(file));
+        assert!(cure.contains(r"it'\''s a pin'"), "the shell reads one word: {cure}");
+        assert!(read().is_err_and(|why| why.hint().contains(&cure)));
         for (text, mode, good) in [
             ("1234\n", 0o600, true),
             ("1234\r\n", 0o600, true),

@@ -169,11 +169,12 @@ impl Reconnect {
     }
 
     async fn begin(&self) -> Result<Greeted, DialError> {
+        // A token may want a PIN, which a person at the terminal types. Without the key nobody can know
+        // whether a device that was revoked is let in again.
+        self.plan.profile.get().key().unlock().await.map_err(DialError::Key)?;
         if self.plan.profile.get().revoked.is_some() {
             return self.begin_after_revocation().await;
         }
-        // A token may want a PIN, which a person at the terminal types.
-        self.plan.profile.get().key().unlock().await.map_err(DialError::Key)?;
         let dialed = self.plan.dial().await?;
         self.enter(dialed).await
     }

@@ -8,7 +8,7 @@ use tests::{
     ollama::Options,
     soft_token::{PIN, SoftTokens},
     sshd::Sshd,
-    state_files::{chmod, devices, identity_file, stored},
+    state_files::{chmod, devices, identity_file, store, stored},
     terminal::Terminal,
     world::{Device, SOON, World},
 };
@@ -314,6 +314,32 @@ async fn a_pin_that_no_file_has_is_asked_for_at_the_terminal() {
     assert_eq!(terminal.ended().await, Some(0), "{}", terminal.screen());
     let alone = up_to_its_end(&device).await;
     assert_told(&alone, 1, &["needs its PIN", "pin-source=file:/PATH"]);
+}
+
+#[tokio::test]
+async fn a_device_that_is_let_in_again_asks_for_the_pin_and_not_for_another_enrollment() {
+    if Terminal::is_missing() {
+        return;
+    }
+    let Some((world, tokens, device)) = with_token(&[]).await else { return };
+    enrolled(&world, &device, &tokens.uri("work")).await;
+    let mut up = device.up(&[]).await;
+    assert_ok(&world.aditd(&["device", "revoke", "laptop"]).await);
+    up.adit.says("no tunnel:").await;
+    up.end().await;
+    assert_ok(&world.aditd(&["device", "restore", "laptop"]).await);
+    let mut profile = stored(&device);
+    assert_eq!(profile["revoked"], true);
+    let uri = profile["hardware_key"]["uri"].as_str().expect("a URI").to_owned();
+    let without_pin = uri.split("&pin-source").next().expect("the rest").to_owned();
+    assert_ne!(uri, without_pin);
+    profile["hardware_key"]["uri"] = without_pin.into();
+    store(&device, &profile);
+
+    let mut terminal = Terminal::run(&device.command(&["up", "--listen", "127.0.0.1:0"]));
+    terminal.shows("PIN of the token `work`: ").await;
+    terminal.types(PIN).await;
+    terminal.shows("ready: Ollama on").await;
 }
 
 /// Waits for the line in the log of `adit up` that says why its certificate is not renewed.

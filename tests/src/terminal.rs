@@ -70,6 +70,27 @@ impl Terminal {
         Self { child, keyboard, screen }
     }
 
+    /// The same in a shell that goes on after Ctrl-C, and shows the settings of the terminal when the
+    /// command has ended.
+    ///
+    /// # Panics
+    /// Without `script`.
+    pub fn run_and_show_settings(command: &Command) -> Self {
+        let command = command.as_std();
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", "trap : INT; \"$@\"; stty -a", "sh"])
+            .arg(command.get_program())
+            .args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        Self::run(&shell)
+    }
+
     /// Waits until `text` is on the screen.
     ///
     /// # Panics

@@ -11,6 +11,7 @@ use std::{
     fs::File,
     io::{IsTerminal, Read},
     path::Path,
+    time::Duration,
 };
 
 use common::{
@@ -40,6 +41,9 @@ use crate::{
 
 pub(crate) use flags::Enroll;
 use flags::{code_on_the_command_line, looks_like_a_code};
+
+/// How long the system's ssh may take to end after Ctrl-C, which it gets as well.
+const SSH_ENDS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Enrolls this device.
 pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
@@ -134,24 +138,31 @@ pub(in crate::commands) async fn by_ssh(
     let _lock = take(&profile_dir).await?;
     // With the same key this is the same device to the server, if the answer was lost or if it
     // enrolls again; otherwise its name would be taken.
-    let key = match profile_dir.key_of(&target, &device).filter(|key| keys::is_at(key, place)) {
-        Some(key) => key,
-        None => keys::get(&profile_dir, place, format!("{target} {device}").as_bytes()).await?,
+    let same = profile_dir.key_of(&target, &device).filter(|key| keys::is_at(key, place));
+    let token = format!("{target} {device}");
+    let key = async {
+        match same {
+            Some(key) => Ok(key),
+            None => keys::get(&profile_dir, place, token.as_bytes()).await,
+        }
     };
-    let request = EnrollDevice {
-        csr: keys::request(&key).await?,
-        own_knock: true,
-        key_storage: key.storage(),
-    };
+    let mut stop = keys::listen(&profile_dir, place);
+    let (key, csr) = keys::request(key, &mut stop).await?;
+    let request = EnrollDevice { csr, own_knock: true, key_storage: key.storage() };
     let enrolling = async {
         match login {
             Some(login) => login.enroll(&target, &device, &request).await,
             None => target.enroll(&device, &request).await,
         }
     };
+    let ordered = async {
+        keys::stopped(&mut stop).await;
+        tokio::time::sleep(SSH_ENDS_WITHIN).await;
+    };
     let enrolled = tokio::select! {
         enrolled = enrolling => enrolled,
-        () = interrupted(&target) => return Err(Failure::new("interrupted").hint("run the same command again: it continues with the same key")),
+        () = interrupted(&target) => return Err(keys::interrupted()),
+        () = ordered => return Err(keys::interrupted()),
     };
     let mut enrolled = enrolled.map_err(|e| {
         let failure = Failure::new(format!("cannot enroll at {target}"));

@@ -65,22 +65,25 @@ pub(super) async fn by_code(
         },
         None => Some(take(&profile_dir).await?),
     };
-    let key = match &again {
-        Some(profile) => keys::again(profile, place.as_ref())?,
-        None => keys::get(&profile_dir, place.as_ref(), &*token).await?,
+    let mut stop = keys::listen(&profile_dir, place.as_ref());
+    let key = async {
+        match &again {
+            Some(profile) => keys::again(profile, place.as_ref()),
+            None => keys::get(&profile_dir, place.as_ref(), &*token).await,
+        }
     };
-    let csr = keys::request(&key).await?;
+    let (key, csr) = keys::request(key, &mut stop).await?;
     // A code that was pasted just now has another cure than one that was kept.
     let kept = again.as_ref().filter(|it| it.sign_in_code.as_deref() == Some(code.trim()));
     say(format!("Asking {} …", invitation.addresses.join(", ")));
     let answer = match wanted {
         None => {
             let _progress = Progress::show("waiting for an answer");
-            ask(&invitation, (&key, csr), None, kept, &mut None).await
+            ask(&invitation, (&key, csr), None, kept, &mut stop).await
         }
         Some(device) => {
             let mut sign_in = SignIn::new(device, !flags.no_browser).await;
-            let mut stop = StopSignals::listen_at_terminal().ok();
+            let mut stop = stop.or_else(|| StopSignals::listen_at_terminal().ok());
             ask(&invitation, (&key, csr), Some(&mut sign_in), kept, &mut stop).await
         }
     };
@@ -122,18 +125,6 @@ fn silent(error: &DialError, invitation: &Invitation, kept: Option<&Profile>) ->
         "it is older than the server's certificate authority, and {error}: the one that it names has probably ended"
     );
     (newest != invitation.ca).then(|| kept_code_ended(&why, &profile.profile_dir))
-}
-
-/// Ends when the person or the system stops this program.
-async fn stopped(stop: &mut Option<StopSignals>) {
-    match stop {
-        Some(stop) => stop.asked().await,
-        None => std::future::pending().await,
-    }
-}
-
-fn interrupted() -> Failure {
-    Failure::new("interrupted").hint("to sign in, run the same command again")
 }
 
 fn unexpected() -> Failure {
@@ -180,7 +171,7 @@ async fn ask(
     let config = dial::config(crypto, &invitation.secret.knock_key().into(), within);
     let dialed = tokio::select! {
         dialed = dial::dial(&config, &invitation.addresses, None) => dialed,
-        () = stopped(stop) => return Err(interrupted()),
+        () = keys::stopped(stop) => return Err(keys::interrupted()),
     };
     let dialed = dialed.map_err(|why| {
         silent(&why, invitation, kept).unwrap_or_else(|| not_reached(why, invitation, kept))
@@ -223,7 +214,7 @@ async fn ask(
                 human::time(within)
             )))),
         },
-        () = stopped(stop) => Err(interrupted()),
+        () = keys::stopped(stop) => Err(keys::interrupted()),
     };
     dialed.connection.close((Code::Done as u32).into(), b"");
     // So that the server receives the close now, and need not wait for the time-out.

@@ -1,6 +1,9 @@
 //! The key with which a device enrolls: where it is to be, and the request that it signs.
 
-use common::machine::report::{Exit, Failure};
+use common::machine::{
+    process::StopSignals,
+    report::{Exit, Failure},
+};
 use data_encoding::BASE64;
 use proto::device_key::{KeyUri, TokenUri};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
@@ -73,10 +76,45 @@ pub(super) fn again(profile: &Profile, wanted: Option<&KeyUri>) -> Result<Device
     .exit(Exit::Usage))
 }
 
-/// The request for a certificate, in base64. The key signs it.
-pub(super) async fn request(key: &DeviceKey) -> Result<String, Failure> {
-    key.unlock().await?;
-    Ok(BASE64.encode(&key.request().await?))
+/// Listens for the order to stop, if the key will be in hardware: at the question for its PIN the
+/// terminal's echo is off, and only an orderly end turns it on again. `wanted` is as for [`get`].
+pub(super) fn listen(profile_dir: &ProfileDir, wanted: Option<&KeyUri>) -> Option<StopSignals> {
+    let is_hardware = match wanted {
+        Some(wanted) => *wanted != KeyUri::File,
+        None => profile_dir.read().is_ok_and(|profile| profile.key().uri() != KeyUri::File),
+    };
+    is_hardware.then(|| StopSignals::listen_at_terminal().ok()).flatten()
+}
+
+/// Ends when the person or the system stops this program, if somebody listens for that.
+pub(super) async fn stopped(stop: &mut Option<StopSignals>) {
+    match stop {
+        Some(stop) => stop.asked().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The key, and the request for a certificate, in base64, which the key signs; unless this program is
+/// stopped before that.
+pub(super) async fn request(
+    key: impl Future<Output = Result<DeviceKey, Failure>>,
+    stop: &mut Option<StopSignals>,
+) -> Result<(DeviceKey, String), Failure> {
+    let made = async {
+        let key = key.await?;
+        key.unlock().await?;
+        let request = BASE64.encode(&key.request().await?);
+        Ok((key, request))
+    };
+    tokio::select! {
+        made = made => made,
+        () = stopped(stop) => Err(interrupted()),
+    }
+}
+
+/// The failure that this program was stopped.
+pub(super) fn interrupted() -> Failure {
+    Failure::new("interrupted").hint("run the same command again: it continues with the same key")
 }
 
 fn make() -> Result<SecretPem, Failure> {

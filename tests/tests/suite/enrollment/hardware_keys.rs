@@ -317,6 +317,27 @@ async fn a_pin_that_no_file_has_is_asked_for_at_the_terminal() {
 }
 
 #[tokio::test]
+async fn an_interrupt_at_the_question_for_a_pin_restores_the_terminal() {
+    if Terminal::is_missing() {
+        return;
+    }
+    let Some((world, tokens, device)) = with_token(&[]).await else { return };
+    let file = world.scratch("code");
+    std::fs::write(&file, world.invite("laptop").await).expect("written");
+    let (file, uri) = (file.to_str().expect("a path"), tokens.uri_without_pin("work"));
+    let by_code = ["enroll", "--code-file", file, "--key", &uri];
+    let by_ssh = ["enroll", "ssh://nobody@127.0.0.1:1", "--device", "laptop", "--key", &uri];
+    for enroll in [&by_code[..], &by_ssh] {
+        let mut terminal = Terminal::run_and_show_settings(&device.command(enroll));
+        terminal.shows("PIN of the token `work`: ").await;
+        terminal.types("\u{3}").await;
+        terminal.ended().await;
+        let screen = terminal.screen();
+        assert!(screen.contains("interrupted") && screen.contains(" echo "), "{screen}");
+    }
+}
+
+#[tokio::test]
 async fn a_device_that_is_let_in_again_asks_for_the_pin_and_not_for_another_enrollment() {
     if Terminal::is_missing() {
         return;

@@ -128,15 +128,7 @@ async fn an_interrupt_at_a_prompt_restores_the_terminal() {
     laptop.sshd.authorize("locked", "");
     laptop.sshd.client(&format!("IdentityFile {}\n", key.display()));
     let adit = laptop.command(&world, &["enroll", &laptop.sshd.url, "--device", "laptop"]);
-    let mut shell = tokio::process::Command::new("sh");
-    shell
-        .args(["-c", "trap : INT; \"$@\"; stty -a", "sh"])
-        .arg(adit.as_std().get_program())
-        .args(adit.as_std().get_args());
-    for (name, value) in adit.as_std().get_envs() {
-        shell.env(name, value.unwrap_or_default());
-    }
-    let mut terminal = Terminal::run(&shell);
+    let mut terminal = Terminal::run_and_show_settings(&adit);
     terminal.shows("Enter passphrase for key").await;
     terminal.types("\u{3}").await;
     terminal.ended().await;

@@ -255,9 +255,10 @@ impl Config {
             return Err(usage(format!(
                 "refusing to listen on {open}: it is not loopback, and no --allow-from is set"
             ))
-            .hint(format!(
-                "name the networks, for example `--listen {open} --allow-from {}`",
-                own_network_or_example()
+            .hint(reach::name_networks(
+                format!("--listen {open} --allow-from"),
+                named.is_empty(),
+                &own_network_or_example(),
             )));
         }
         also_ipv4(&mut listen, &networks);
@@ -442,7 +443,8 @@ mod tests {
         open(vec!["10.0.0.0/8".parse().expect("net")]).expect("allowed");
         let file =
             resolve(ServeFlags::default(), "listen = ['[::]:1']").expect_err("refused").to_string();
-        assert!(file.contains("not loopback"), "{file}");
+        let named = format!("`allow_from = [\"{}\"]`", own_network_or_example());
+        assert!(file.contains("not loopback") && file.contains(&named), "{file}");
     }
 
     #[test]

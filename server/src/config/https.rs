@@ -12,7 +12,9 @@ use serde::Deserialize;
 
 use super::{
     acme::{self, AcmeFile},
-    first_of, usage,
+    first_of,
+    reach::name_networks,
+    usage,
     values::Wrong,
 };
 use crate::{
@@ -121,8 +123,10 @@ pub(super) fn settle(
         return Err(usage(format!(
             "refusing HTTPS on {open}: it is not loopback, and no --https-allow-from is set"
         ))
-        .hint(format!(
-            "name the networks, for example `--https {open} --https-allow-from 192.168.1.0/24`"
+        .hint(name_networks(
+            format!("--https {open} --https-allow-from"),
+            named.is_empty(),
+            "192.168.1.0/24",
         )));
     }
     Ok(Some(HttpsSettings {

@@ -49,6 +49,18 @@ fn of_family(own: &[IpAddr], address: SocketAddr, audience: &Audience) -> Vec<So
     likely.into_iter().map(|ip| SocketAddr::new(ip, address.port())).collect()
 }
 
+/// The cure for an address that is not loopback: these flags, or the setting beside the address where
+/// the file names it.
+pub(super) fn name_networks(flags: String, is_in_file: bool, network: &str) -> String {
+    let setting = if is_in_file {
+        format!("allow_from = [\"{network}\"]")
+    } else {
+        format!("{flags} {network}")
+    };
+    let beside = if is_in_file { " beside it" } else { "" };
+    format!("name the networks{beside}, for example `{setting}`")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -92,8 +92,9 @@ impl ConfigText {
         let Some((unknown, known)) = unknown else {
             let at = error.span().map_or(0, |span| span.start);
             let line = line_at(&self.text, at);
-            let failure = self.wrong(full.to_owned());
-            return match self.with_unit(line, message) {
+            let failure = self.wrong(full.replace(message, &plain(message)));
+            let meant = self.with_unit(line, message).or_else(|| self.in_list(line, error));
+            return match meant {
                 Some(written) => failure.hint(format!("write line {line} as `{written}`")),
                 None => failure.hint(correct(line)),
             };
@@ -116,6 +117,35 @@ impl ConfigText {
         let (key, _) = self.text.lines().nth(line.checked_sub(1)?)?.split_once('=')?;
         Some(format!("{} = {value}", key.trim()))
     }
+
+    /// A line that has one text where a list of them belongs, as it was most likely meant.
+    fn in_list(&self, line: usize, error: &toml::de::Error) -> Option<String> {
+        let message = error.message();
+        if !(message.starts_with("invalid type: string ") && message.ends_with(A_LIST)) {
+            return None;
+        }
+        let (key, _) = self.text.lines().nth(line.checked_sub(1)?)?.split_once('=')?;
+        let value = self.text.get(error.span()?)?;
+        let is_line = !value.contains('\n') && value.starts_with(['"', '\'']);
+        is_line.then(|| format!("{} = [{value}]", key.trim()))
+    }
+}
+
+/// How the parser says that a list was expected.
+const A_LIST: &str = "expected a sequence";
+
+/// What the parser says, in the words of a person who writes the file.
+fn plain(message: &str) -> String {
+    [
+        (A_LIST, "expected a list in brackets"),
+        ("expected a boolean", "expected `true` or `false`, without quotes"),
+        ("expected a map", "expected a table: `{ NAME = VALUE }`"),
+        ("expected path string", "expected a path in quotes"),
+        ("wanted string or table", "expected text in quotes"),
+    ]
+    .iter()
+    .find_map(|(said, plain)| Some(format!("{}{plain}", message.strip_suffix(said)?)))
+    .unwrap_or_else(|| message.to_owned())
 }
 
 /// What stands between the number and the value as it was most likely meant.
@@ -141,6 +171,11 @@ impl<'de, const UNIT: char> Deserialize<'de> for WithUnit<UNIT> {
             }
 
             fn visit_i64<E: de::Error>(self, number: i64) -> Result<Self::Value, E> {
+                if number < 0 {
+                    return Err(E::custom(format!(
+                        "`{number}` is below zero: write a length of time in quotes, like \"30{UNIT}\""
+                    )));
+                }
                 Err(E::custom(format!("`{number}{NO_UNIT}\"{number}{UNIT}\"")))
             }
         }
@@ -200,6 +235,10 @@ mod tests {
     struct Written {
         hold: Option<WithUnit<'s'>>,
         idle_timeout: Option<u8>,
+        #[serde(default)]
+        listen: Vec<String>,
+        #[serde(default)]
+        sandbox: bool,
     }
 
     fn read(text: &str) -> Result<Written, Failure> {
@@ -225,6 +264,23 @@ mod tests {
     }
 
     #[test]
+    fn a_value_of_another_kind_is_told_in_plain_words_with_the_line_that_was_meant() {
+        let list = told("sandbox = true\nlisten = \"127.0.0.1:1\" # one");
+        assert!(list.contains("expected a list in brackets"), "{list}");
+        assert!(list.contains("write line 2 as `listen = [\"127.0.0.1:1\"]`"), "{list}");
+        let meant = read("listen = [\"127.0.0.1:1\"]").expect("as it was told");
+        assert!(meant.listen == ["127.0.0.1:1"] && !meant.sandbox);
+        for (text, says) in [
+            ("listen = 1", "expected a list in brackets"),
+            ("sandbox = 'yes'", "expected `true` or `false`, without quotes"),
+            ("hold = -5", "`-5` is below zero"),
+        ] {
+            let told = told(text);
+            assert!(told.contains(says) && told.contains("correct line 1"), "{told}");
+        }
+    }
+
+    #[test]
     fn one_setting_is_read_from_a_file_that_is_wrong_elsewhere() {
         for text in ["a = 'x'\nhol = 1", "a = 'x'\nhold = \nb = [", "hold = 5\na = 'x'"] {
             let file = ConfigText::new(Path::new("/etc/x.toml"), text.to_owned());
@@ -239,12 +295,15 @@ mod tests {
             ("\n\nidletimeout = 1", 3, Some("idle_timeout")),
             ("hold = ''\nidle-timeout = 1", 2, Some("idle_timeout")),
             ("a = 1", 1, None),
-            ("listen = 1", 1, None),
+            ("zone = 1", 1, None),
         ] {
             let told = told(text);
             assert!(told.contains("`/etc/x.toml` is wrong"), "{told}");
             assert!(told.contains(&format!("line {line}, column 1")), "{told}");
-            assert!(told.contains("the settings here are `hold` or `idle_timeout`"), "{told}");
+            assert!(
+                told.contains("the settings here are `hold`, `idle_timeout`, `listen`, `sandbox`"),
+                "{told}"
+            );
             match meant {
                 Some(meant) => {
                     assert!(told.contains(&format!("did you mean `{meant}`?")), "{told}")

@@ -253,6 +253,13 @@ impl SshTarget {
         format!("{} {command}", self.by_hand())
     }
 
+    /// The form that `adit up` and `adit remove` take for a login: a word alone is the name of a server
+    /// there.
+    pub(crate) fn login(&self) -> String {
+        let text = self.to_string();
+        if text.contains(['@', '/']) { text } else { format!("ssh://{text}") }
+    }
+
     /// The command with which a person connects to the same destination.
     pub(crate) fn by_hand(&self) -> String {
         let port = self.port.map_or_else(String::new, |port| format!(" -p {port}"));

@@ -138,7 +138,7 @@ async fn agree(
     ));
     if !ask::somebody_is_there() {
         return Err(Failure::new("nobody is at a terminal who could agree to that")
-            .hint(format!("to do it without being asked: `adit remove {login} --yes`"))
+            .hint(format!("to do it without being asked: `adit remove {} --yes`", login.login()))
             .exit(Exit::Usage));
     }
     match ask::yes("Do that? (yes/no): ").await {

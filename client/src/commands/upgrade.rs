@@ -80,7 +80,7 @@ pub(crate) async fn run(state_dir: &Path, flags: UpgradeFlags) -> Result<(), Fai
 }
 
 async fn on_the_box(login: &SshTarget, flags: &UpgradeFlags) -> Result<(), Failure> {
-    let to = login.to_string();
+    let to = login.login();
     let program = Program::find(flags.server_binary.as_deref())?;
     let remote = Remote::open(login).await.map_err(|e| no_login(login, e))?;
     let sha = program.as_ref().map(|program| &*program.binary.sha256).unwrap_or_default();

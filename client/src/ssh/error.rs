@@ -115,7 +115,8 @@ impl SshError {
             Self::Config { .. } => "correct ~/.ssh/config, or set ADIT_SSH to another program".to_owned(),
             Self::NoAditd(_) => {
                 format!(
-                    "put it there from here: `adit up {target}` (after `adit remove {target}`, if this device is enrolled there already); if it is in another place: `adit enroll {target} --remote-command /path/to/aditd`"
+                    "put it there from here: `adit up {login}` (after `adit remove {login}`, if this device is enrolled there already); if it is in another place: `adit enroll {target} --remote-command /path/to/aditd`",
+                    login = target.login()
                 )
             }
             Self::OnlyRelays(_) => {
@@ -202,6 +203,19 @@ fn indented(said: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_cure_of_a_missing_aditd_names_a_login_and_no_server() {
+        for (target, login) in
+            [("gpu", "ssh://gpu"), ("me@gpu", "me@gpu"), ("ssh://gpu:2222", "ssh://gpu:2222")]
+        {
+            let target: SshTarget = target.parse().expect("a way");
+            let hint = SshError::NoAditd(target.to_string()).hint(&target);
+            assert!(hint.contains(&format!("`adit up {login}`")), "{hint}");
+            assert!(hint.contains(&format!("`adit remove {login}`")), "{hint}");
+            assert!(hint.contains(&format!("`adit enroll {target} --remote")), "{hint}");
+        }
+    }
 
     #[test]
     fn what_aditd_says_is_told_from_what_something_else_says() {

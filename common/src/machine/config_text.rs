@@ -139,6 +139,7 @@ fn plain(message: &str) -> String {
     [
         (A_LIST, "expected a list in brackets"),
         ("expected a boolean", "expected `true` or `false`, without quotes"),
+        ("invalid IP address syntax", "this is no network: write it like 192.168.1.0/24"),
         ("expected a map", "expected a table: `{ NAME = VALUE }`"),
         ("expected path string", "expected a path in quotes"),
         ("wanted string or table", "expected text in quotes"),
@@ -239,6 +240,8 @@ mod tests {
         listen: Vec<String>,
         #[serde(default)]
         sandbox: bool,
+        #[serde(default, rename = "allow_from")]
+        _allow_from: Vec<ipnet::IpNet>,
     }
 
     fn read(text: &str) -> Result<Written, Failure> {
@@ -274,6 +277,7 @@ mod tests {
             ("listen = 1", "expected a list in brackets"),
             ("sandbox = 'yes'", "expected `true` or `false`, without quotes"),
             ("hold = -5", "`-5` is below zero"),
+            ("allow_from = ['1.2.3']", "write it like 192.168.1.0/24"),
         ] {
             let told = told(text);
             assert!(told.contains(says) && told.contains("correct line 1"), "{told}");
@@ -301,7 +305,7 @@ mod tests {
             assert!(told.contains("`/etc/x.toml` is wrong"), "{told}");
             assert!(told.contains(&format!("line {line}, column 1")), "{told}");
             assert!(
-                told.contains("the settings here are `hold`, `idle_timeout`, `listen`, `sandbox`"),
+                told.contains("the settings here are `hold`, `idle_timeout`, `listen`, `sandbox`, `allow_from`"),
                 "{told}"
             );
             match meant {

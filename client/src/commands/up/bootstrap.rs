@@ -230,7 +230,7 @@ fn new_name(
     free.map(|name| ProfileDir::new(state_dir, name.clone())).ok_or_else(|| {
         let taken: Vec<_> = candidates.iter().map(|name| format!("`{name}`")).collect();
         Failure::new(format!("this device has another server of the name {}", taken.join(" and ")))
-            .hint(format!("choose a name for this one: `adit up {target} --name NAME`"))
+            .hint(format!("choose a name for this one: `adit up {} --name NAME`", target.login()))
             .exit(Exit::Usage)
     })
 }
@@ -245,7 +245,7 @@ struct Job<'a> {
 
 impl Job<'_> {
     async fn run(self) -> Result<Option<(ProfileDir, Option<SshTarget>)>, Failure> {
-        let to = self.target.to_string();
+        let to = self.target.login();
         let program = Program::find(self.flags.server_binary.as_deref())?;
         let remote = Remote::open(self.target).await.map_err(|e| no_login(self.target, e))?;
         let sha = program.as_ref().map(|program| &*program.binary.sha256).unwrap_or_default();
@@ -333,7 +333,7 @@ impl Job<'_> {
 
     /// The command that was typed, with one more flag.
     fn command(&self, more: &str) -> String {
-        let mut words = vec![format!("adit up {}", self.target)];
+        let mut words = vec![format!("adit up {}", self.target.login())];
         for (flag, value) in self.flags.typed() {
             let value = if value.is_empty() { value } else { format!(" {}", quoted(&value)) };
             words.push(format!("{flag}{value}"));

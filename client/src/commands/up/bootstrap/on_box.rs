@@ -226,7 +226,7 @@ fn failed(target: &SshTarget, step: &str, words: &str) -> Failure {
         }
         "start" => failure("aditd does not start")
             .hint(format!("its words name the cure; then {again}"))
-            .hint(format!("to undo what was done: `adit remove {target}`")),
+            .hint(format!("to undo what was done: `adit remove {}`", target.login())),
         _ => failure("aditd cannot be stored")
             .hint(format!("`{}` shows the disk there; then {again}", target.by_hand_with("df -h"))),
     }

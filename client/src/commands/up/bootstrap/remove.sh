@@ -36,6 +36,16 @@ runs() {
     { read -r name <"/proc/$pid/comm"; } 2>/dev/null
     [ "$name" = aditd ]
 }
+# A program from elsewhere serves the state: somebody else has put it there, and the state is theirs.
+if [ -n "$pid" ] && runs; then
+    case $(readlink "/proc/$pid/exe" 2>/dev/null) in
+        '' | "$(cd "$dir" && pwd -P)"/*) ;;
+        *)
+            say left "the aditd with the process id $pid, which adit has not put there, and its state $state"
+            pid= state=
+            ;;
+    esac
+fi
 tries=0
 while [ -n "$pid" ] && runs; do
     # The first order lets answers end, the second cuts them.
@@ -54,7 +64,7 @@ fi
 if [ -e "$dir/linger" ] && ! loginctl disable-linger 2>/dev/null; then
     say left "linger of $(id -un) (\`loginctl disable-linger\`)"
 fi
-words=$({ rm -rf "$state" "$dir/bin" "$dir/aditd" "$dir/start" "$dir/aditd.log" "$dir/linger"; } 2>&1) ||
+words=$({ rm -rf ${state:+"$state"} "$dir/bin" "$dir/aditd" "$dir/start" "$dir/aditd.log" "$dir/linger"; } 2>&1) ||
     say left "$words"
 if [ "$service" = system ]; then
     rm -f /etc/sysusers.d/aditd.conf

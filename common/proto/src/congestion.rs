@@ -81,6 +81,10 @@ const CAREFUL_AFTER: u32 = 4;
 /// The part of the window that is kept when the network has marked a packet (RFC 8511 section 3).
 const MARKED: f64 = 0.85;
 
+/// When less may be in flight, so much of what is acknowledged is not sent again until that is reached,
+/// as in RFC 6937: if nothing were sent, tokens would wait for a part of a round trip.
+const FALLS: f64 = 0.7;
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Phase {
     /// The window doubles in each round trip.
@@ -95,8 +99,10 @@ enum Phase {
 #[derive(Debug, Clone)]
 pub struct Shallow {
     mtu: f64,
-    /// In bytes.
+    /// How much should be in flight, in bytes.
     window: f64,
+    /// How much may be in flight now: it falls slowly.
+    allowed_now: f64,
     phase: Phase,
     path: Path,
     rate: DeliveryRate,
@@ -142,6 +148,7 @@ impl Shallow {
         Self {
             mtu,
             window: FIRST * mtu,
+            allowed_now: FIRST * mtu,
             phase: Phase::SlowStart,
             path: Path::default(),
             rate: DeliveryRate::default(),
@@ -176,8 +183,13 @@ impl Shallow {
 
     /// Bytes that may be in flight.
     pub fn window(&self) -> u64 {
+        self.allowed_now.max(self.least()) as u64
+    }
+
+    /// How much should be in flight, in a dip too.
+    fn goal(&self) -> f64 {
         let part = if let Phase::Dip(dip) = self.phase { dip.part } else { 1.0 };
-        (self.window * part).max(self.least()) as u64
+        (self.window * part).max(self.least())
     }
 
     /// The size of packets has changed.
@@ -250,6 +262,10 @@ impl Shallow {
                 None => self.steer(acked),
             },
         }
+        let goal = self.goal();
+        // How fast the queue falls tells our share of it.
+        let falls = if self.rivals.is_some() { f64::MAX } else { FALLS * acked };
+        self.allowed_now = (self.allowed_now - falls).max(goal);
     }
 
     fn least(&self) -> f64 {

@@ -46,7 +46,8 @@ struct ConnectedDevice {
 
 /// How often sessions are checked for silence.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often while a session is in use that is not protected against loss.
+/// How often while a session is in use: whether its link loses, and what it has left for copies,
+/// changes soon when an answer begins.
 const LOOK_SOON: Duration = Duration::from_millis(100);
 /// A device from which no packet has come for this long is away: two keep-alive intervals and a
 /// half.
@@ -214,10 +215,9 @@ impl Sessions {
         let (mut protected, mut pause) = (Vec::new(), LOOK_EVERY);
         for session in self.lock().values_mut() {
             let heard = session.heard.0;
-            match session.look(repeats) {
-                Some(path) => protected.push(path),
-                None if session.is_in_use(heard) => pause = LOOK_SOON,
-                None => {}
+            protected.extend(session.look(repeats));
+            if session.is_in_use(heard) {
+                pause = LOOK_SOON;
             }
         }
         repeats.protect(Instant::now(), &protected);

@@ -15,6 +15,9 @@ const LATEST: Duration = Duration::from_millis(8);
 const LEAST_BUDGET: u64 = 8_000;
 /// The bandwidth that copies never exceed: 16 Mbit/s.
 const MOST_BUDGET: u64 = 2_000_000;
+/// And up to this, half of what the congestion controller allows: the window of a connection that has
+/// little to send, or has just begun, says little about the link.
+const USUAL_BUDGET: u64 = 100_000;
 /// On a full link, copies may use one part in so many of its bandwidth.
 const SHARE: u64 = 10;
 
@@ -151,14 +154,14 @@ fn loss(alone: f64, twice: f64, lost: f64) -> f64 {
 }
 
 /// The bandwidth for copies, in bytes per second: what the congestion controller allows and nothing
-/// uses, but at least one part in `SHARE` of what it allows.
+/// uses, but at least one part in `SHARE` of what it allows, or half of it up to `USUAL_BUDGET`.
 fn budget(counts: &PathCounts, bytes: u64, time: Duration) -> u64 {
     let per_second = |bytes: u64, time: Duration| {
         (bytes as f64 / time.as_secs_f64().max(0.000_1)).min(u32::MAX.into()) as u64
     };
     let carried = per_second(counts.window, counts.round_trip);
     let unused = carried.saturating_sub(per_second(bytes, time));
-    unused.max(carried / SHARE).clamp(LEAST_BUDGET, MOST_BUDGET)
+    unused.max(carried / SHARE).max(USUAL_BUDGET.min(carried / 2)).clamp(LEAST_BUDGET, MOST_BUDGET)
 }
 
 #[cfg(test)]
@@ -313,6 +316,8 @@ mod tests {
             (62_500, 50, 250_000, 1_000_000),
             (62_500, 50, 1_250_000, 125_000),
             (62_500, 50, 9_999_999, 125_000),
+            (14_520, 120, 150_000, 60_500),
+            (14_520, 60, 300_000, 100_000),
             (2_400, 500, 4_800, LEAST_BUDGET),
             (14_720, 0, 0, MOST_BUDGET),
         ] {

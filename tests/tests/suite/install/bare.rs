@@ -221,3 +221,39 @@ async fn the_systems_ssh_does_it_too() {
     assert_eq!(removed.code, Some(0), "{}", removed.stderr);
     assert!(gpu.servers().is_empty() && !gpu.home().join(".local").exists());
 }
+
+#[tokio::test]
+async fn an_aditd_that_another_program_serves_is_left_with_its_state() {
+    let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };
+    gpu.up(&gpu.up_args(&["--yes"])).await.end().await;
+    let first = gpu.servers();
+    let state = gpu.on_the_box("sed -n 's/^state=//p' ~/.local/share/adit/installed");
+    let state = state.trim();
+    // Somebody has started a program of their own for this state.
+    gpu.on_the_box(&format!(
+        "mkdir ~/own && cp -L ~/.local/share/adit/aditd ~/own/aditd
+         tr '\\0' '\\n' </proc/{0}/cmdline | sed 1d >~/own/args
+         kill -9 {0}
+         tries=0
+         while grep -qsx aditd /proc/[0-9]*/comm && [ $tries -lt 500 ]; do sleep 0.02; tries=$((tries + 1)); done
+         set --; while read -r arg; do set -- \"$@\" \"$arg\"; done <~/own/args
+         setsid ~/own/aditd \"$@\" >~/own/log 2>&1 </dev/null &",
+        first[0]
+    ));
+    let serves = async {
+        loop {
+            let pid = gpu.on_the_box(&format!("cat '{state}/lock'"));
+            let servers = gpu.servers();
+            if servers != first && servers.len() == 1 && servers[0] == pid.trim() {
+                return servers;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let own = tokio::time::timeout(SOON, serves).await.expect("it serves the state");
+    let removed = gpu.adit(&["remove", "--yes"]).await;
+    assert_eq!(removed.code, Some(0), "{}", removed.stderr);
+    assert!(removed.stderr.contains("which adit did not install"), "{}", removed.stderr);
+    assert_eq!(gpu.servers(), own);
+    gpu.on_the_box(&format!("test -f '{state}/register.sqlite'"));
+}

@@ -38,10 +38,14 @@ runs() {
 }
 # A program from elsewhere serves the state: somebody else has put it there, and the state is theirs.
 if [ -n "$pid" ] && runs; then
-    case $(readlink "/proc/$pid/exe" 2>/dev/null) in
-        '' | "$(cd "$dir" && pwd -P)"/*) ;;
+    own=$(cd "$dir" && pwd -P) || own=$dir
+    # Only root may see which program a server of others is; its command line names it, too.
+    exe=$(readlink "/proc/$pid/exe" 2>/dev/null) ||
+        exe=$(tr '\0' '\n' <"/proc/$pid/cmdline" 2>/dev/null | head -n 1)
+    case $exe in
+        '' | "$own"/* | "$dir"/*) ;;
         *)
-            say left "the aditd with the process id $pid, which adit has not put there, and its state $state"
+            say left "the aditd with the process id $pid, which adit did not install, and its state $state"
             pid= state=
             ;;
     esac
@@ -66,7 +70,7 @@ if [ -e "$dir/linger" ] && ! loginctl disable-linger 2>/dev/null; then
 fi
 words=$({ rm -rf ${state:+"$state"} "$dir/bin" "$dir/aditd" "$dir/start" "$dir/aditd.log" "$dir/linger"; } 2>&1) ||
     say left "$words"
-if [ "$service" = system ]; then
+if [ "$service" = system ] && [ -n "$state" ]; then
     rm -f /etc/sysusers.d/aditd.conf
     say left "the system user aditd (\`userdel aditd\`)"
 fi

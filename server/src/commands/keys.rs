@@ -232,13 +232,16 @@ impl Shows<'_> {
 
     /// The same for a new secret, which is printed with and without JSON.
     async fn made(&self, made: MadeKey, json: bool) -> Result<(), Failure> {
-        in_force(self.state).await?;
-        if !json {
-            return data(made.secret.reveal());
+        let in_force = in_force(self.state).await;
+        // It is not shown again: it has to be printed, whatever else fails now.
+        if json {
+            let view = self.view().await.unwrap_or_default();
+            json::answer(KeyWithSecret::new(made, &view))?;
+        } else {
+            data(made.secret.reveal())?;
         }
-        // It is not shown again: it has to be printed, whatever else cannot be read now.
-        let view = self.view().await.unwrap_or_default();
-        json::answer(KeyWithSecret::new(made, &view))
+        in_force?;
+        Ok(())
     }
 }
 

@@ -10,10 +10,7 @@ use proto::{
 use tracing::info;
 use zeroize::Zeroizing;
 
-use super::{
-    enrolling::Enrolling,
-    enrollment::{Claim, name_refused},
-};
+use super::{enrolling::Enrolling, enrollment::Claim};
 use crate::{
     audit::{Event, entry::EnrolledBy},
     oidc::{BrowserGrant, Grant, OidcError, Person, Provider},
@@ -63,7 +60,7 @@ pub(super) async fn run(
     match is_free {
         Ok(Ok(())) => {}
         Err(_) => return Err(EnrollAnswer::Refused(EnrollRefusal::ServerFailed)),
-        Ok(Err(why)) => return Err(failed(server, device, &name, name_refused(why))),
+        Ok(Err(_)) => return Err(failed(server, device, &name, not_free(&name))),
     }
     let signed_in = tokio::select! {
         signed_in = sign_in(&provider, device, wanted.redirect_port) => signed_in,
@@ -132,6 +129,12 @@ fn left() -> Failure {
 
 fn stopping() -> Failure {
     Failure::new("aditd is stopping on the server").hint("run the same command again in a moment")
+}
+
+/// For somebody who has not signed in: why it is not free is told nobody yet.
+fn not_free(name: &Name) -> Failure {
+    Failure::new(format!("the name `{name}` is not free"))
+        .hint("choose another name: add `--device NAME` to `adit enroll`")
 }
 
 fn not_configured() -> Failure {

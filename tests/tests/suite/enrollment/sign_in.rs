@@ -143,7 +143,7 @@ async fn a_sign_in_that_is_denied_late_or_without_a_role_enrolls_nobody() {
     // A name that is taken is told before anybody signs in.
     let taken = SigningIn::begin(&world, &device, Some(&code), &["--device", "desktop"]).await;
     let (status, taken) = taken.end().await;
-    assert!(!status.success() && taken.contains("there is a device `desktop` already"), "{taken}");
+    assert!(!status.success() && taken.contains("the name `desktop` is not free"), "{taken}");
     assert!(taken.contains("add `--device NAME`") && !taken.contains("sign in at"), "{taken}");
     // Who is revoked here is not let in by the provider.
     assert_eq!(world.aditd(&["user", "revoke", "alice@example.com"]).await.code, Some(0));

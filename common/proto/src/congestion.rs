@@ -53,12 +53,13 @@ const HEADROOM: f64 = 1.25;
 /// From this part of what the bottleneck holds on, by its own speed, the window grows slower: news of
 /// a queue comes a round trip late.
 const NEARLY: f64 = 0.9;
-/// In one round trip by so much that the queue becomes longer by this, in seconds,
+/// Then the window grows in a round trip by what makes the queue this much longer, in seconds.
 const UNSEEN: f64 = 0.012;
-/// and within these parts.
+/// But at least by this part of itself,
 const SLOWEST: f64 = 0.08;
+/// and at most by this one.
 const SLOWER: f64 = 0.4;
-/// On a path with a shorter round trip, in seconds, it does not.
+/// On a path with a shorter round trip, in seconds, slow start always doubles the window.
 const SHORT: f64 = 0.03;
 /// Slow start ends when the rate has not grown by a quarter for this many rounds.
 const FLAT_ROUNDS: u32 = 3;
@@ -81,13 +82,14 @@ const CAREFUL_AFTER: u32 = 4;
 /// The part of the window that is kept when the network has marked a packet (RFC 8511 section 3).
 const MARKED: f64 = 0.85;
 
-/// When less may be in flight, so much of what is acknowledged is not sent again until that is reached,
-/// as in RFC 6937: if nothing were sent, tokens would wait for a part of a round trip.
+/// When the window becomes smaller, this part of the acknowledged bytes is not replaced by new ones,
+/// until no more is in flight than the window allows (similar to RFC 6937). The rest is replaced, so
+/// that tokens need not wait for a part of a round trip.
 const FALLS: f64 = 0.7;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Phase {
-    /// The window doubles in each round trip.
+    /// The window doubles in each round trip, and grows less when the path is nearly full.
     SlowStart,
     /// The window keeps our part of the queue short, or our share beside others.
     Steady,
@@ -99,10 +101,10 @@ enum Phase {
 #[derive(Debug, Clone)]
 pub struct Shallow {
     mtu: f64,
-    /// How much should be in flight, in bytes.
+    /// The window that the rules have computed, in bytes.
     window: f64,
-    /// How much may be in flight now: it falls slowly.
-    allowed_now: f64,
+    /// Bytes that may be in flight now: they fall slowly to what is wanted.
+    permitted: f64,
     phase: Phase,
     path: Path,
     rate: DeliveryRate,
@@ -148,7 +150,7 @@ impl Shallow {
         Self {
             mtu,
             window: FIRST * mtu,
-            allowed_now: FIRST * mtu,
+            permitted: FIRST * mtu,
             phase: Phase::SlowStart,
             path: Path::default(),
             rate: DeliveryRate::default(),
@@ -183,11 +185,11 @@ impl Shallow {
 
     /// Bytes that may be in flight.
     pub fn window(&self) -> u64 {
-        self.allowed_now.max(self.least()) as u64
+        self.permitted.max(self.least()) as u64
     }
 
-    /// How much should be in flight, in a dip too.
-    fn goal(&self) -> f64 {
+    /// How many bytes should be in flight, in a dip too.
+    fn wanted(&self) -> f64 {
         let part = if let Phase::Dip(dip) = self.phase { dip.part } else { 1.0 };
         (self.window * part).max(self.least())
     }
@@ -262,10 +264,10 @@ impl Shallow {
                 None => self.steer(acked),
             },
         }
-        let goal = self.goal();
-        // How fast the queue falls tells our share of it.
+        // In the dips beside rivals, how far the queue falls tells our share of it.
         let falls = if self.rivals.is_some() { f64::MAX } else { FALLS * acked };
-        self.allowed_now = (self.allowed_now - falls).max(goal);
+        let most = self.permitted.min(in_flight as f64 + acked);
+        self.permitted = (most - falls).max(self.wanted());
     }
 
     fn least(&self) -> f64 {
@@ -307,7 +309,7 @@ impl Shallow {
     }
 
     fn start(&mut self, acked: f64) {
-        self.window += self.fastest(1.0) * acked;
+        self.window += self.growth() * acked;
         let most = (1.5 * self.target() + self.slack() / self.own_rate())
             .max((self.path.base() / 8.0).min(0.03));
         if self.rate.round() > 2 && self.path.queue() > most {
@@ -315,13 +317,9 @@ impl Shallow {
         }
     }
 
-    /// By which part of itself the window may grow in a round trip: by `usual`, or less if the path is
-    /// nearly full.
-    fn fastest(&self, usual: f64) -> f64 {
-        if !self.is_nearly_full() {
-            return usual;
-        }
-        (UNSEEN / self.path.base()).clamp(SLOWEST, SLOWER).min(usual)
+    /// The part of itself by which the window may grow in a round trip of slow start.
+    fn growth(&self) -> f64 {
+        if self.is_nearly_full() { (UNSEEN / self.path.base()).clamp(SLOWEST, SLOWER) } else { 1.0 }
     }
 
     /// Whether the path holds little more than the window, by the speed of its bottleneck. On a short

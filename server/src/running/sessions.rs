@@ -201,7 +201,7 @@ impl Sessions {
     pub(crate) async fn watch(self: Arc<Self>, repeats: Arc<PacketRepeats>) {
         loop {
             let looked = tokio::time::Instant::now();
-            let pause = self.look(&repeats);
+            let pause = self.look(looked.into_std(), &repeats);
             tokio::select! {
                 () = tokio::time::sleep_until(looked + pause) => {}
                 // The first losses count, and the next look at idle sessions is far.
@@ -211,16 +211,15 @@ impl Sessions {
     }
 
     /// Returns after how long to look again.
-    fn look(&self, repeats: &PacketRepeats) -> Duration {
+    fn look(&self, now: Instant, repeats: &PacketRepeats) -> Duration {
         let (mut protected, mut pause) = (Vec::new(), LOOK_EVERY);
         for session in self.lock().values_mut() {
-            let heard = session.heard.0;
-            protected.extend(session.look(repeats));
-            if session.is_in_use(heard) {
+            protected.extend(session.look(now, repeats));
+            if session.may_be_protected() {
                 pause = LOOK_SOON;
             }
         }
-        repeats.protect(Instant::now(), &protected);
+        repeats.protect(now, &protected);
         pause
     }
 
@@ -261,22 +260,24 @@ impl ConnectedDevice {
 
     /// Notes whether it is heard. Returns its address if its small packets are to be sent twice,
     /// and how.
-    fn look(&mut self, repeats: &PacketRepeats) -> Option<ProtectedPath> {
+    fn look(&mut self, now: Instant, repeats: &PacketRepeats) -> Option<ProtectedPath> {
         let stats = self.connection.stats();
         if stats.udp_rx.datagrams != self.heard.0 {
             self.heard = (stats.udp_rx.datagrams, unix_now());
         }
         let remote = self.connection.remote_address();
         let hidden = repeats.hidden_to(remote);
-        let protection = self.loss.note(Instant::now(), PathCounts::from(&stats), hidden);
+        let protection = self.loss.note(now, PathCounts::from(&stats), hidden);
         // What comes by SSH is lost by nobody on the way, and nothing is on this machine.
         let protection = protection.filter(|_| !remote.ip().is_loopback())?;
         Some(ProtectedPath { to: remote, protection, interactive: self.interactive.clone() })
     }
 
-    /// Whether it has an open stream, and something has come since so many datagrams had.
-    fn is_in_use(&self, heard: u64) -> bool {
-        self.traffic.streams.load(Relaxed) > 0 && self.heard.0 != heard
+    /// Whether it is in use on a path that may lose packets: what comes by SSH is lost by nobody on the
+    /// way, and nothing is on this machine.
+    fn may_be_protected(&self) -> bool {
+        let is_used = self.traffic.streams.load(Relaxed) > 0;
+        is_used && !self.connection.remote_address().ip().is_loopback()
     }
 
     fn is_away(&self, now: i64) -> bool {

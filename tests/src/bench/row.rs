@@ -380,9 +380,9 @@ pub const ROWS: [Row; 36] = [
     row("w1/download", W1, downloads(1), 6.0, None, &[adit(Rate, AtLeast(92.0))]),
     row("w1/upload", W1, UPLOAD, 6.0, None, &[adit(Rate, AtLeast(92.0))]),
     row("w1/beside-cubic", W1, Work::Beside { other: Congestion::Cubic }, 60.0, None, &[
-        adit(Share, AtLeast(0.5)), adit(Share, AtMost(2.0))]),
+        adit(Share, AtLeast(0.5)), adit(Share, AtMost(1.5))]),
     row("w1/beside-bbr", W1, Work::Beside { other: Congestion::Bbr }, 60.0, None, &[
-        adit(Share, AtLeast(0.5)), adit(Share, AtMost(2.0))]),
+        adit(Share, AtLeast(0.5)), adit(Share, AtMost(1.5))]),
     row("w2/download", W2, downloads(1), 8.0, Some(5.0), &[
         adit(Rate, AtLeast(85.0)), ratio("adit-ssh", Rate, AtLeast(0.9), "w2/download", "ssh")]),
     row("w2/downloads-8", W2, downloads(8), 8.0, None, &[adit(Rate, AtLeast(93.0))]),

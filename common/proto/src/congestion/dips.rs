@@ -37,7 +37,8 @@ impl Shallow {
 
     pub(super) fn dip(&mut self, now: Duration, mut dip: Dip, in_flight: u64, sent: Duration) {
         let Some(reached) = dip.reached else {
-            if in_flight as f64 <= self.goal() + 2.0 * self.mtu {
+            let enough = self.wanted() + 2.0 * self.mtu;
+            if in_flight as f64 <= enough && self.permitted <= enough {
                 dip.reached = Some(now);
             }
             self.phase = Phase::Dip(dip);

@@ -111,7 +111,7 @@ fn beside_flows_that_fill_the_queue_it_has_a_fair_share() {
                 ("after BBR", beside(link, Bbr::new(2.0), false, seed)),
             ] {
                 let found = format!("{megabits} Mbit/s, {delay} ms, seed {seed}: {share:.2}");
-                assert!((0.5..=2.0).contains(&share), "{other}, {found}");
+                assert!((0.5..=1.5).contains(&share), "{other}, {found}");
             }
         }
     }
@@ -248,15 +248,19 @@ fn an_outage_is_no_congestion() {
 fn a_mark_costs_a_part_of_the_window_once_a_round() {
     let mut controller = ours();
     let before = controller.window();
-    controller.on_sent(ms(0), 3 * before);
+    controller.on_sent(ms(0), before);
     controller.on_marked(ms(1));
     controller.on_marked(ms(2));
-    // It falls as acknowledgements come.
-    assert_eq!(controller.window(), before);
-    controller.on_ack(ms(20), ms(0), 2 * before, false);
-    controller.on_acks_done(ms(20), before, true);
-    let marked = controller.window();
-    assert!(marked < before && marked > before / 3, "{marked} of {before}");
+    // Of what is acknowledged a part may be sent again, until less is in flight.
+    let mut last = before;
+    for packet in 1..=10 {
+        controller.on_ack(ms(20 + packet), ms(0), before / 10, true);
+        controller.on_acks_done(ms(20 + packet), before - packet * before / 10, true);
+        let window = controller.window();
+        assert!(window <= last && last - window <= before / 10, "{last}, then {window}");
+        last = window;
+    }
+    assert!(last < before && last > before / 3, "{last} of {before}");
 }
 
 #[test]

@@ -56,7 +56,7 @@ pub(super) fn plist(service: &Service) -> String {
   <key>ThrottleInterval</key>
   <integer>10</integer>
   <key>ExitTimeOut</key>
-  <integer>45</integer>
+  <integer>60</integer>
   <key>ProcessType</key>
   <string>Interactive</string>
   <key>Umask</key>

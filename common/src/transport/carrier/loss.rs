@@ -15,10 +15,10 @@ const LATEST: Duration = Duration::from_millis(8);
 const LEAST_BUDGET: u64 = 8_000;
 /// The bandwidth that copies never exceed: 16 Mbit/s.
 const MOST_BUDGET: u64 = 2_000_000;
-/// And up to this, half of what the congestion controller allows: the window of a connection that has
-/// little to send, or has just begun, says little about the link.
+/// Copies may always use half of what the congestion controller allows, up to this, in bytes per second.
+/// The window of a connection that has little to send, or has just begun, says little about the link.
 const USUAL_BUDGET: u64 = 100_000;
-/// On a full link, copies may use one part in so many of its bandwidth.
+/// On a faster link that is full, copies may use one part in so many of its bandwidth.
 const SHARE: u64 = 10;
 
 /// The shortest time between two looks at the counts.
@@ -277,9 +277,9 @@ mod tests {
     fn the_first_losses_count_within_a_tenth_of_a_second() {
         let (mut estimate, now) = (LossEstimate::default(), Instant::now());
         estimate.note(now, counts(0, 0), 0);
-        let soon = now + LOOK_EVERY;
-        assert!(estimate.note(soon, counts(80, 2), 0).is_some());
-        assert_eq!(LOOK_EVERY.as_millis(), 100);
+        let soon = |ms| now + Duration::from_millis(ms);
+        assert!(estimate.note(soon(99), counts(70, 2), 0).is_none());
+        assert!(estimate.note(soon(100), counts(80, 2), 0).is_some());
     }
 
     #[test]
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn the_budget_is_what_the_link_has_left_and_a_tenth_of_what_it_carries() {
+    fn the_budget_is_what_the_link_has_left_or_a_part_of_what_it_carries() {
         // window, round trip in ms, bytes in the last second, budget
         for (window, ms, bytes, expected) in [
             (625_000, 50, 0, MOST_BUDGET),

@@ -66,9 +66,7 @@ impl Service {
         let cubic = listening.next().ok_or(io::ErrorKind::AddrNotAvailable)??;
         Ok(Self { cubic, bbr: listening.next().and_then(Result::ok), received, _seat: seat })
     }
-}
 
-impl Service {
     /// Where it listens with this congestion control, for somebody without a tunnel who sees it at `ip`.
     ///
     /// # Errors

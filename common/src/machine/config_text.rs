@@ -139,7 +139,7 @@ fn plain(message: &str) -> String {
     [
         (A_LIST, "expected a list in brackets"),
         ("expected a boolean", "expected `true` or `false`, without quotes"),
-        ("invalid IP address syntax", "this is no network: write it like 192.168.1.0/24"),
+        ("invalid IP address syntax", "this is not a network: write it like 192.168.1.0/24"),
         ("expected a map", "expected a table: `{ NAME = VALUE }`"),
         ("expected path string", "expected a path in quotes"),
         ("wanted string or table", "expected text in quotes"),

@@ -51,7 +51,6 @@ async fn an_invalid_configuration_is_refused_with_the_line_in_the_file() {
         assert_told(&serve().await, USAGE, &[&says_file, says, keys]);
     }
     for (what, says) in [
-        ("listen = '127.0.0.1:1'", "line 1"),
         ("\n\nlisten = [", "line 3"),
         ("allow_from = ['10.0.0.0/99']", "line 1"),
         ("upstream = 'http://10.0.0.1:11434'", "`10.0.0.1:11434` is not a loopback address"),
@@ -82,6 +81,9 @@ async fn an_invalid_configuration_is_refused_with_the_line_in_the_file() {
         assert_told(&told, USAGE, &[&says_file, says, "hint: correct line "]);
         assert!(!told.stderr.contains("the settings here are"), "{}", told.stderr);
     }
+    fs::write(&file, "listen = '127.0.0.1:1'").expect("written");
+    let in_brackets = "hint: write line 1 as `listen = ['127.0.0.1:1']`";
+    assert_told(&serve().await, USAGE, &[&says_file, "expected a list in brackets", in_brackets]);
     fs::write(&file, "listen = ['0.0.0.0:0']").expect("written");
     assert_told(&serve().await, USAGE, &["refusing to listen on 0.0.0.0:0"]);
     fs::write(&file, format!("advertise = [{}]", "'a:1',".repeat(9))).expect("written");

@@ -191,23 +191,23 @@ impl Changes<'_> {
     /// Removes a revoked device. With `free_name` any user may have its name then, also if it was
     /// removed before.
     pub(crate) fn forget(&self, name: &str, free_name: bool) -> Result<Forgotten, DeviceError> {
-        let (name, id) = match (self.state.register.find(name), name.parse::<Name>()) {
+        let (name, id, freed) = match (self.state.register.find(name), name.parse::<Name>()) {
             (Err(DeviceError::Unknown { .. }), Ok(name))
                 if free_name && self.state.register.freed_name(&name)?.is_some() =>
             {
-                (name, None)
+                let freed = self.state.register.free_name(&name)?;
+                (name, None, freed)
             }
             (found, _) => {
                 let device = found?;
                 if device.revoked.is_none() {
                     return Err(DeviceError::StillEnrolled(device.name));
                 }
-                self.state.register.forget(device.id)?;
+                let freed = self.state.register.forget(device.id, free_name)?;
                 self.note(Event::Forget { device: device.subject(), uid: self.uid });
-                (device.name, Some(device.id))
+                (device.name, Some(device.id), freed)
             }
         };
-        let freed = if free_name { self.state.register.free_name(&name)? } else { None };
         if let Some(freed) = &freed {
             let (device, device_uid) = (name.clone(), freed.uid);
             self.note(Event::FreeName { device, device_uid, uid: self.uid });

@@ -313,11 +313,11 @@ async fn restore(
 ) -> Result<(), Failure> {
     let device = changes.restore(name)?;
     let cut = in_force(on.state).await?;
+    on.print(&device, cut, json).await?;
     // It is not let in while its user is revoked.
     if let Some(user) = &device.user {
         on.state.register.must_not_be_revoked(user)?;
     }
-    on.print(&device, cut, json).await?;
     say(format!(
         "{} {} may connect again. A running `adit up` tries within a minute; one that has ended has to be started again.",
         device.name, device.id

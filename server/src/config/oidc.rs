@@ -6,6 +6,7 @@ use common::machine::{
     files::{self, FileError},
     process::parse_time,
 };
+use proto::typed;
 use serde::Deserialize;
 use toml::Spanned;
 use zeroize::Zeroizing;
@@ -141,8 +142,8 @@ fn secret(path: &Spanned<PathBuf>) -> Result<ClientSecret, WrongProvider> {
 fn cure(error: &FileError) -> String {
     match error {
         FileError::Io { path, .. } if error.is_not_found() => format!(
-            "put the secret there: `install -D -m 600 /dev/stdin '{}'`, then paste it and press Enter and Ctrl-D",
-            path.display()
+            "put the secret there: `install -D -m 600 /dev/stdin {}`, then paste it and press Enter and Ctrl-D",
+            typed::quoted(&path.display().to_string())
         ),
         _ => error.hint_for("`client_secret_file`"),
     }
@@ -200,11 +201,11 @@ mod tests {
     #[test]
     fn the_cure_of_an_unreadable_secret_is_about_its_own_file() {
         use std::io::ErrorKind;
-        let told = |kind: ErrorKind| cure(&FileError::io("read", "/etc/adit/s")(kind.into()));
+        let told = |kind: ErrorKind| cure(&FileError::io("read", "/etc/ann's")(kind.into()));
         let missing = told(ErrorKind::NotFound);
-        assert!(missing.contains("`install -D -m 600 /dev/stdin '/etc/adit/s'`"), "{missing}");
+        assert!(missing.contains("`install -D -m 600 /dev/stdin '/etc/ann'\\''s'`"), "{missing}");
         let refused = told(ErrorKind::PermissionDenied);
-        assert!(refused.contains("owner of `/etc/adit/s`"), "{refused}");
+        assert!(refused.contains("owner of `/etc/ann's`"), "{refused}");
         assert!(refused.contains("with `client_secret_file`"), "{refused}");
     }
 

@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(only(told(&register))["event"], "restore");
         register.revoke(device.id, None, 7).expect("revoked");
         assert_eq!(only(told(&register))["event"], "revoke");
-        register.forget(device.id).expect("forgotten");
+        register.forget(device.id, false).expect("forgotten");
         assert_eq!(only(told(&register))["event"], "forget");
         assert!(register.rotate_ca(1, &[], 8).expect("rotated"));
         let rotated = told(&register);

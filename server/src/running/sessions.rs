@@ -215,7 +215,7 @@ impl Sessions {
         let (mut protected, mut pause) = (Vec::new(), LOOK_EVERY);
         for session in self.lock().values_mut() {
             protected.extend(session.look(now, repeats));
-            if session.may_be_protected() {
+            if session.is_at_risk() {
                 pause = LOOK_SOON;
             }
         }
@@ -268,16 +268,19 @@ impl ConnectedDevice {
         let remote = self.connection.remote_address();
         let hidden = repeats.hidden_to(remote);
         let protection = self.loss.note(now, PathCounts::from(&stats), hidden);
-        // What comes by SSH is lost by nobody on the way, and nothing is on this machine.
-        let protection = protection.filter(|_| !remote.ip().is_loopback())?;
+        let protection = protection.filter(|_| self.may_lose())?;
         Some(ProtectedPath { to: remote, protection, interactive: self.interactive.clone() })
     }
 
-    /// Whether it is in use on a path that may lose packets: what comes by SSH is lost by nobody on the
-    /// way, and nothing is on this machine.
-    fn may_be_protected(&self) -> bool {
-        let is_used = self.traffic.streams.load(Relaxed) > 0;
-        is_used && !self.connection.remote_address().ip().is_loopback()
+    /// Whether its path may lose packets: what comes by SSH is lost by nobody on the way, and nothing is
+    /// on this machine.
+    fn may_lose(&self) -> bool {
+        !self.connection.remote_address().ip().is_loopback()
+    }
+
+    /// Whether an answer of it may have to be protected soon.
+    fn is_at_risk(&self) -> bool {
+        self.traffic.streams.load(Relaxed) > 0 && self.may_lose()
     }
 
     fn is_away(&self, now: i64) -> bool {

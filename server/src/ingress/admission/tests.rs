@@ -108,7 +108,7 @@ fn the_knock_of_a_revoked_device_is_not_answered() {
     let verdict = world.admission.judge(&knock, local(1), false, NOW);
     assert!(matches!(verdict, AttemptVerdict::Ignore(Reason::Stranger)), "{verdict:?}");
     assert!(!world.admission.hear(&key.knock(), local(1), NOW));
-    world.register.forget(id).expect("forgotten");
+    world.register.forget(id, false).expect("forgotten");
     world.refresh();
     assert!(!world.admission.hear(&key.knock(), local(1), NOW));
     assert!(is_accepted(&world.attempt(&good, local(1), false)));

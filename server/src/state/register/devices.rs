@@ -11,7 +11,8 @@ use proto::{
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{
-    DeviceError, Register, RegisterError, User, cas, epoch, names, parsed, shared_knock, users,
+    DeviceError, Register, RegisterError, User, cas, epoch, names, names::FreedName, parsed,
+    shared_knock, users,
 };
 use crate::audit::entry::{EnrolledWith, Subject};
 
@@ -223,15 +224,20 @@ impl Register {
         })?
     }
 
-    /// Removes a revoked device. Its name is reserved for the user who enrolled it; see
-    /// [`Register::free_name`].
-    pub(crate) fn forget(&self, id: DeviceId) -> Result<(), RegisterError> {
+    /// Removes a revoked device. Its name is reserved for the user who enrolled it; with `free_name` it
+    /// is freed at once: see [`Register::free_name`].
+    pub(crate) fn forget(
+        &self,
+        id: DeviceId,
+        free_name: bool,
+    ) -> Result<Option<FreedName>, RegisterError> {
         self.change(|t| {
             let revoked = |device: &Device| device.id == id && device.revoked.is_some();
-            let Some(device) = all_devices(t)?.into_iter().find(revoked) else { return Ok(()) };
+            let Some(device) = all_devices(t)?.into_iter().find(revoked) else { return Ok(None) };
             t.execute("DELETE FROM device WHERE id = ?1", params![id.to_string()])?;
             t.execute("DELETE FROM sign_in WHERE device = ?1", params![id.to_string()])?;
-            names::forgotten(t, &device.name, device.uid)
+            names::forgotten(t, &device.name, device.uid)?;
+            if free_name { names::free(t, &device.name) } else { Ok(None) }
         })
     }
 

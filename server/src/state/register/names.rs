@@ -51,12 +51,15 @@ impl Register {
     /// Frees the name of a forgotten device for any user. Returns who had it; `None` if it was not
     /// reserved.
     pub(crate) fn free_name(&self, name: &Name) -> Result<Option<FreedName>, RegisterError> {
-        self.change(|t| {
-            let had = freed(t, name)?;
-            taken(t, name)?;
-            Ok(had)
-        })
+        self.change(|t| free(t, name))
     }
+}
+
+/// See [`Register::free_name`].
+pub(super) fn free(t: &Transaction<'_>, name: &Name) -> rusqlite::Result<Option<FreedName>> {
+    let had = freed(t, name)?;
+    taken(t, name)?;
+    Ok(had)
 }
 
 /// Whether this user may give a new device this name; `device` is the device that has it now.

@@ -438,7 +438,7 @@ mod tests {
         assert_eq!(moved.expect("enrolled").expect("open").id, device.id);
         assert_eq!(take(NOW + 380), Some(None), "no provider gets the token of another");
         register.revoke(device.id, None, NOW).expect("revoked");
-        register.forget(device.id).expect("forgotten");
+        register.forget(device.id, false).expect("forgotten");
         assert_eq!(take(NOW + 400), None);
     }
 }

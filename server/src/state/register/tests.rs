@@ -229,7 +229,7 @@ fn the_name_of_a_forgotten_device_is_reserved_for_its_user_until_the_owner_frees
     let enroll = |user, key| register.enroll(&name, user, None, KeyHash([key; 32]), 200, 1);
     let forget = |device: Device| {
         register.revoke(device.id, None, 2).expect("revoked");
-        register.forget(device.id).expect("forgotten");
+        register.forget(device.id, false).expect("forgotten");
     };
     let first = enroll(ALICE, 1).expect("enrolled");
     assert_eq!(first.uid, Some(ALICE.uid));

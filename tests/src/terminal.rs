@@ -114,8 +114,18 @@ impl Terminal {
         );
     }
 
+    /// Types a line, and Enter.
     pub async fn types(&mut self, line: &str) {
-        self.keyboard.write_all(format!("{line}\n").as_bytes()).await.expect("typed");
+        self.sends(&format!("{line}\n")).await;
+    }
+
+    /// Types Ctrl-C and nothing else: Enter after it would answer the question that it interrupts.
+    pub async fn interrupts(&mut self) {
+        self.sends("\u{3}").await;
+    }
+
+    async fn sends(&mut self, keys: &str) {
+        self.keyboard.write_all(keys.as_bytes()).await.expect("typed");
         self.keyboard.flush().await.expect("typed");
     }
 

@@ -330,7 +330,7 @@ async fn an_interrupt_at_the_question_for_a_pin_restores_the_terminal() {
     for enroll in [&by_code[..], &by_ssh] {
         let mut terminal = Terminal::run_and_show_settings(&device.command(enroll));
         terminal.shows("PIN of the token `work`: ").await;
-        terminal.types("\u{3}").await;
+        terminal.interrupts().await;
         terminal.ended().await;
         let screen = terminal.screen();
         assert!(screen.contains("interrupted") && screen.contains(" echo "), "{screen}");

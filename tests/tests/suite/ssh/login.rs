@@ -130,7 +130,7 @@ async fn an_interrupt_at_a_prompt_restores_the_terminal() {
     let adit = laptop.command(&world, &["enroll", &laptop.sshd.url, "--device", "laptop"]);
     let mut terminal = Terminal::run_and_show_settings(&adit);
     terminal.shows("Enter passphrase for key").await;
-    terminal.types("\u{3}").await;
+    terminal.interrupts().await;
     terminal.ended().await;
     let screen = terminal.screen();
     assert!(

@@ -213,7 +213,7 @@ async fn a_narrow_terminal_shows_whole_words_and_what_is_waited_for() {
         let screen = terminal.screen();
         let first = lines(&screen).into_iter().find(|line| line.contains("INFO")).expect("a line");
         assert!(first.split(' ').next().is_some_and(is_time), "{first}");
-        terminal.types("\u{3}").await;
+        terminal.interrupts().await;
         // A question of our own to Ollama may still be under way in the first second.
         terminal.shows("1m 40s left").await;
         terminal.shows("stopping, 1 answer, 1m 38s").await;

@@ -201,7 +201,7 @@ async fn ctrl_c_at_a_terminal_reaches_the_program_and_not_its_tunnel() {
         &script,
     ]));
     terminal.shows("begun").await;
-    terminal.types("\u{3}").await;
+    terminal.interrupts().await;
     terminal.shows("\"version\"").await;
     assert!(terminal.screen().contains("caught"), "{}", terminal.screen());
 }

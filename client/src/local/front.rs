@@ -197,6 +197,7 @@ impl Front {
 
     async fn turn_away(&self, tcp: TcpStream, refused: OwnerRefusal) {
         debug!("refused a local connection: {refused:?}");
+        self.owners.log(refused);
         match refused.answer(&self.name()).await {
             Some(answer) => self.answer_when_asked(tcp, Vec::new(), &answer).await,
             None => splice::abort(tcp),

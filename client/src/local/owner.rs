@@ -10,12 +10,14 @@ mod linux;
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
-use common::machine::{process, report::typed};
+use common::machine::{network::network_around, process, report::typed};
 use ipnet::IpNet;
 use proto::ollama::answer::ErrorAnswer;
+use tracing::warn;
 
 /// How long a look-up of a user's name may take: the user database may be on a server.
 const NAME_WITHIN: Duration = Duration::from_secs(1);
@@ -39,6 +41,9 @@ struct Allowed {
     /// users (user_namespaces(7)).
     overflow: Option<u32>,
 }
+
+/// How often the log tells of connections from other networks.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// Why a connection is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +84,8 @@ impl Allowed {
 pub(crate) struct Owners {
     /// They may use addresses that are not loopback.
     networks: Vec<IpNet>,
+    /// When the log last told of another network.
+    told: Mutex<Option<Instant>>,
     #[cfg(target_os = "linux")]
     checked: Option<(Allowed, linux::Sockets)>,
 }
@@ -88,6 +95,7 @@ impl Owners {
     pub(crate) fn any() -> Self {
         Self {
             networks: Vec::new(),
+            told: Mutex::default(),
             #[cfg(target_os = "linux")]
             checked: None,
         }
@@ -105,6 +113,7 @@ impl Owners {
             Allowed { uid: rustix::process::geteuid().as_raw(), overflow: linux::overflow_uid() };
         Ok(Self {
             networks: Vec::new(),
+            told: Mutex::default(),
             checked: Some((allowed, linux::Sockets::open(listening)?)),
         })
     }
@@ -121,6 +130,22 @@ impl Owners {
     /// Lets in these networks, too, at addresses that are not loopback.
     pub(crate) fn and_networks(self, networks: &[IpNet]) -> Self {
         Self { networks: networks.to_vec(), ..self }
+    }
+
+    /// Tells the log of a refusal of which the application is not told: at most once in
+    /// [`TELL_EVERY`], because anyone can cause it.
+    pub(crate) fn log(&self, refused: OwnerRefusal) {
+        let OwnerRefusal::OtherNetwork(from) = refused else { return };
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if told.is_some_and(|told| now.duration_since(told) < TELL_EVERY) {
+            return;
+        }
+        *told = Some(now);
+        let network = network_around(from).unwrap_or(IpNet::from(from));
+        warn!(
+            "refused a connection from {from}: no --allow-from contains it (to let it in, start adit with `--allow-from {network}` as well)"
+        );
     }
 
     /// Judges a connection between `peer` and `local`, an address of this program.

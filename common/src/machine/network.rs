@@ -23,6 +23,12 @@ pub fn own_addresses() -> Vec<IpAddr> {
     interfaces.iter().map(Interface::ip).collect()
 }
 
+/// The network of an interface of this computer in which `address` is; `None` if it is in none, or is
+/// loopback.
+pub fn network_around(address: IpAddr) -> Option<IpNet> {
+    around(&if_addrs::get_if_addrs().unwrap_or_default(), address)
+}
+
 /// Whether an address is of use only with the interface of whoever sends to it.
 pub fn is_link_local(ip: IpAddr) -> bool {
     match ip {
@@ -37,6 +43,15 @@ fn default_source() -> Option<IpAddr> {
     // An address for documentation (RFC 5737).
     socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
     Some(socket.local_addr().ok()?.ip())
+}
+
+fn around(interfaces: &[Interface], address: IpAddr) -> Option<IpNet> {
+    let networks = interfaces.iter().filter_map(|interface| match &interface.addr {
+        IfAddr::V4(v4) => IpNet::with_netmask(v4.ip.into(), v4.netmask.into()).ok(),
+        IfAddr::V6(v6) => IpNet::with_netmask(v6.ip.into(), v6.netmask.into()).ok(),
+    });
+    let with_it = networks.filter(|net| !net.addr().is_loopback() && net.contains(&address));
+    with_it.map(|network| network.trunc()).max_by_key(IpNet::prefix_len)
 }
 
 fn of_interfaces(interfaces: &[Interface], source: Option<IpAddr>) -> Option<IpNet> {
@@ -70,6 +85,22 @@ mod tests {
             index: None,
             oper_status: if_addrs::IfOperStatus::Up,
             is_p2p: false,
+        }
+    }
+
+    #[test]
+    fn the_network_around_an_address_is_the_narrowest_of_an_interface() {
+        let all = ["127.0.0.1/8", "172.18.0.1/16", "172.18.5.1/24", "100.64.0.7/32"];
+        let all: Vec<_> = all.into_iter().map(interface).collect();
+        for (address, is) in [
+            ("172.18.0.2", Some("172.18.0.0/16")),
+            ("172.18.5.2", Some("172.18.5.0/24")),
+            ("172.19.0.2", None),
+            ("127.0.0.1", None),
+            ("fd00::1", None),
+        ] {
+            let network = around(&all, address.parse().expect("an address"));
+            assert_eq!(network.map(|network| network.to_string()).as_deref(), is, "{address}");
         }
     }
 

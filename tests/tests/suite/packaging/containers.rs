@@ -40,6 +40,8 @@ echo "inside $(ip netns exec inside curl --silent --max-time 20 "$at" | grep -o 
 echo "named $(ip netns exec inside curl --silent --max-time 20 --header 'Host: host.docker.internal:11434' "$at" | grep -o 'Ollama is not running on the server')"
 echo "rebound $(ip netns exec inside curl --silent --max-time 20 --output /dev/null --write-out '%{http_code}' --header 'Host: evil.example' "$at")"
 echo "outside $(ip netns exec outside curl --silent --max-time 20 --output /dev/null --write-out '%{http_code}' "$at" || true)"
+echo "told $(grep -c 'refused a connection from 10.9.0.2' /tmp/adit)"
+echo "cure $(grep -o -e '--allow-from 10.9.0.0/16' /tmp/adit)"
 echo "root $(ask "$at")"
 echo "another user $(cd /tmp && setpriv --reuid=nobody --regid=nogroup --clear-groups curl --silent --max-time 20 --output /dev/null --write-out '%{http_code}' "$at")"
 adit down --now
@@ -52,6 +54,8 @@ adit down --now
         "named Ollama is not running on the server",
         "rebound 403",
         "outside 000",
+        "told 1",
+        "cure --allow-from 10.9.0.0/16",
         "root 502",
         "another user 403",
     ] {

@@ -45,7 +45,7 @@ pub struct TokensStatus {
     /// Whether they narrow what a device may in its tunnel.
     pub tunnel: bool,
     /// Why the newest keys could not be fetched, if that failed last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub failing: Option<String>,
 }
 

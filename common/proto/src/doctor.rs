@@ -63,7 +63,7 @@ pub struct Line {
     #[serde(default)]
     pub cures: Vec<Cure>,
     /// The server does not, or no longer, let this device in.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub denied: bool,
 }
 

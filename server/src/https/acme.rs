@@ -77,10 +77,10 @@ pub struct AcmeStatus {
     /// When the next order is made.
     pub next: Option<i64>,
     /// Why the last order has failed, if it has.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub failing: Option<String>,
     /// What to do about it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub cure: Option<AcmeCure>,
 }
 

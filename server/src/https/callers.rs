@@ -56,7 +56,7 @@ pub struct CallerStatus {
     pub name: Name,
     /// `device` or `key`.
     pub kind: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub user: Option<UserName>,
     /// Its requests that are served now.
     pub running: usize,

@@ -73,10 +73,10 @@ pub struct CertificateStatus {
     /// Its last valid second, in Unix time.
     pub until: Option<i64>,
     /// Why the newest files are not in use, if they are not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub failing: Option<String>,
     /// The authority that issues it, if there is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub acme: Option<AcmeStatus>,
 }
 

@@ -72,7 +72,7 @@ pub struct OidcStatus {
     /// How long a certificate is valid, in seconds.
     pub max_life: u64,
     /// Why the provider could not be asked, if that failed last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub failing: Option<String>,
 }
 

@@ -24,7 +24,7 @@ pub struct ServerStatus {
     /// The UDP addresses that it listens on.
     pub listening: Vec<String>,
     /// The port of the relay on loopback, for SSH keys that may only forward ports.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub relay: Option<u16>,
     /// The addresses that devices are told.
     pub addresses: Vec<String>,
@@ -60,7 +60,7 @@ pub struct ServerStatus {
     #[serde(default)]
     pub jwt: Option<TokensStatus>,
     /// Where people sign in, if a provider is configured.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub oidc: Option<OidcStatus>,
     /// How many requests wait for their turn.
     pub waiting: usize,
@@ -70,7 +70,7 @@ pub struct ServerStatus {
     #[serde(default)]
     pub users: Vec<UserStatus>,
     /// The ids of older processes of this server in which answers still run.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub older: Vec<u32>,
     /// What the process can still do on its machine.
     #[serde(default)]
@@ -86,7 +86,7 @@ pub struct ServiceStatus {
     /// Where it is, and what it speaks, by its scheme.
     pub upstream: String,
     /// What travels unencrypted, if it is not on this machine.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub unencrypted: Option<String>,
 }
 
@@ -110,7 +110,7 @@ pub struct QueuedRequest {
     pub device: Option<Name>,
     pub device_id: DeviceId,
     /// The person to whom it belongs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub user: Option<UserName>,
     /// 1 for the request that gets the next turn.
     pub position: usize,
@@ -126,7 +126,7 @@ pub struct TokensToday {
     /// How many tokens the device may use, if limited.
     pub limit: Option<u64>,
     /// What its user has used and may use with all devices and keys.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub user: Option<TokensOfUser>,
 }
 

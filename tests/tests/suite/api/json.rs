@@ -7,12 +7,16 @@ use serde_json::Value;
 use tests::{cli_assert::document, process::Ended, world::World};
 
 use super::done;
-use crate::{PROGRAM, readme::json::commands};
+use crate::{
+    PROGRAM,
+    readme::json::{Page, commands},
+};
 
 /// A world whose commands are noted.
 struct Scripted {
     world: World,
     tried: BTreeSet<String>,
+    page: Page,
     /// What was printed, by commands that print no secret.
     printed: String,
 }
@@ -20,10 +24,11 @@ struct Scripted {
 impl Scripted {
     async fn new() -> Self {
         let world = World::start(PROGRAM).await;
-        Self { world, tried: BTreeSet::new(), printed: String::new() }
+        Self { world, tried: BTreeSet::new(), page: Page::read(), printed: String::new() }
     }
 
-    async fn run(&mut self, args: &[&str]) -> Ended {
+    /// The name of the command that these arguments call.
+    fn command(args: &[&str]) -> String {
         let words: Vec<_> = std::iter::once("aditd").chain(args.iter().copied()).collect();
         let is_it = |(name, _): &(String, bool)| {
             let name: Vec<_> = name.split(' ').collect();
@@ -31,7 +36,11 @@ impl Scripted {
         };
         let (name, has_json) = commands().into_iter().find(is_it).expect("a command");
         assert!(has_json, "{name}");
-        self.tried.insert(name);
+        name
+    }
+
+    async fn run(&mut self, args: &[&str]) -> Ended {
+        self.tried.insert(Self::command(args));
         self.world.aditd(&[args, &["--json"]].concat()).await
     }
 
@@ -39,6 +48,7 @@ impl Scripted {
     async fn prints(&mut self, args: &[&str], at: &str, is: impl Into<Value>) -> Value {
         let ended = self.run(args).await;
         let document = document(&ended);
+        self.page.has(&Self::command(args), &document);
         assert_eq!(document.pointer(at), Some(&is.into()), "{args:?}: {document:#}");
         self.printed += &ended.stdout;
         self.printed += &ended.stderr;
@@ -49,6 +59,7 @@ impl Scripted {
     async fn reveals(&mut self, args: &[&str], field: &str) -> (Value, String) {
         let ended = self.run(args).await;
         let document = document(&ended);
+        self.page.has(&Self::command(args), &document);
         let secret = document[field].as_str().expect("a secret").to_owned();
         assert!(!ended.stderr.contains(&secret), "{args:?}");
         (document, secret)
@@ -144,7 +155,8 @@ async fn each_command_prints_one_document_and_no_secret_twice() {
         pid: replaced["now"]["pid"].as_i64().and_then(|pid| pid.try_into().ok()).expect("a pid"),
     };
     script.prints(&["status"], "/pid", replaced["now"]["pid"].clone()).await;
-    script.run(&["doctor"]).await;
+    let doctor = script.run(&["doctor"]).await;
+    script.page.has("aditd doctor", &serde_json::from_str(&doctor.stdout).expect("JSON"));
     let audit = script.run(&["audit"]).await;
     assert!(audit.stdout.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
 
@@ -157,7 +169,9 @@ async fn each_command_prints_one_document_and_no_secret_twice() {
     let other = script.world.scratch("other").display().to_string();
     let args = ["restore", file, "--passphrase-file", phrase, "--state-dir", &other, "--json"];
     let restored = script.world.programs.run("aditd", &args, "").await.expect("it runs");
-    assert_eq!(document(&restored)["state_dir"], other.as_str());
+    let restored = document(&restored);
+    script.page.has("aditd restore", &restored);
+    assert_eq!(restored["state_dir"], other.as_str());
     script.tried.insert("aditd restore".to_owned());
 
     for secret in &secrets {
@@ -167,6 +181,7 @@ async fn each_command_prints_one_document_and_no_secret_twice() {
     let all = commands()
         .into_iter()
         .filter(|(name, has_json)| *has_json && name.starts_with("aditd ") && !of_services(name));
+    script.page.is_printed(|command| script.tried.contains(command));
     let missed: Vec<_> =
         all.map(|(name, _)| name).filter(|name| !script.tried.contains(name)).collect();
     assert!(missed.is_empty(), "{missed:?}");

@@ -71,7 +71,9 @@ async fn one_code_lets_people_sign_in_and_the_role_is_that_of_the_group() {
         "{enrolled:?}"
     );
     world.audit_has(1, |line| line["event"] == "request" && line["enrolled"] == "sso").await;
-    assert_eq!(world.status().await["oidc"]["issuer"], provider.issuer());
+    let status = world.status().await;
+    assert_eq!(status["oidc"]["issuer"], provider.issuer());
+    crate::readme::json::Page::read().has("aditd status", &status);
     // As an ordinary code it enrolls nobody.
     let invitation = credentials::parse(&code);
     let answer = credentials::redeem(&invitation, &credentials::new_key()).await;

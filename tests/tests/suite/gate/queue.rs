@@ -25,6 +25,7 @@ async fn the_owner_sees_who_waits_at_which_place_and_for_how_long() {
         waiting.push((tcp, device));
     }
     let status = world.status().await;
+    crate::readme::json::Page::read().has("aditd status", &status);
     let queue = &status["queue"];
     assert_eq!(
         (&queue["running"], &queue["max_in_flight"], &queue["max_queue"]),

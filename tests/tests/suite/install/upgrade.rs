@@ -52,6 +52,7 @@ async fn an_upgrade_loses_no_running_answer_and_leaves_one_program() {
         dry.stdout
     );
     let told = document(&gpu.adit(&[&args[..], &["--dry-run", "--json"]].concat()).await);
+    crate::readme::json::Page::read().has("adit upgrade", &told);
     assert_eq!((&told["login"], &told["replaces"]), (&gpu.url.as_str().into(), &true.into()));
     assert_eq!(programs(&gpu), before);
     let asked = gpu.adit(&args).await;
@@ -83,6 +84,7 @@ async fn an_upgrade_loses_no_running_answer_and_leaves_one_program() {
     assert_eq!(document(&again)["replaces"], false);
     up.end().await;
     let removed = document(&gpu.adit(&["remove", &gpu.url, "--yes", "--json"]).await);
+    crate::readme::json::Page::read().has("adit remove", &removed);
     assert_eq!((&removed["login"], &removed["removed"]), (&gpu.url.as_str().into(), &true.into()));
     assert!(removed["forgotten"].is_string(), "{removed}");
     assert_eq!(gpu.servers(), Vec::<String>::new());

@@ -120,6 +120,8 @@ async fn scripts_get_json_of_a_service() {
     };
     let unit = session.unit().display().to_string();
     let installed = document(&json(&["install"]).await);
+    let mut page = crate::readme::json::Page::read();
+    page.has("adit service install", &installed);
     assert_eq!(
         (&installed["service"], &installed["installed"]),
         (&"adit".into(), &unit.as_str().into())
@@ -128,6 +130,7 @@ async fn scripts_get_json_of_a_service() {
         "case \"$*\" in *show*) printf 'ActiveState=%s\\nUnitFileState=enabled\\nMainPID=7\\n' ";
     session.program("systemctl", &format!("{says} active;; esac"));
     let shown = document(&json(&["status"]).await);
+    page.has("adit service status", &shown);
     assert_eq!((&shown["state"], &shown["at_boot"]), (&"active".into(), &true.into()));
     assert_eq!((&shown["pid"], &shown["file"]), (&7.into(), &unit.as_str().into()));
     session.program("systemctl", &format!("{says} failed;; *) exit 3;; esac"));
@@ -145,10 +148,13 @@ async fn scripts_get_json_of_a_service() {
         ["journalctl --user-unit=adit --no-pager --lines=100 --output=json"]
     );
     let line: Value = serde_json::from_str(&line.stdout).expect("a line of JSON");
+    page.has("adit service logs", &line);
     assert_eq!((&line["level"], &line["message"]), (&"info".into(), &"ready".into()));
     assert_eq!(line["time"], "2027-01-15T08:00:00.000001Z");
     session.program("systemctl", "");
     let removed = document(&json(&["uninstall"]).await);
+    page.has("adit service uninstall", &removed);
+    page.is_printed(|command| command.starts_with("adit service "));
     assert_eq!(removed["removed"], unit.as_str());
     let missing = json(&["status"]).await;
     let told: Value = serde_json::from_str(&missing.stdout).expect("JSON");

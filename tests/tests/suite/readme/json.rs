@@ -1,8 +1,11 @@
 //! Every command prints JSON, or there is a reason why not; a page says what is in it.
 
-use std::{collections::BTreeSet, path::Path};
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Command;
+use serde_json::Value;
+
+const PAGE: &str = include_str!("../../../../docs/json.md");
 
 /// The commands that print no JSON, and why.
 const OTHERS: [(&str, &[&str]); 3] = [
@@ -50,12 +53,127 @@ fn each_command_prints_json_or_there_is_a_reason_why_not() {
     }
 }
 
+/// The page about JSON, and what of it has been printed.
+pub(crate) struct Page {
+    rows: Vec<Row>,
+    /// The fields of each table of an object, by its heading; none where the keys are free.
+    objects: BTreeMap<String, Fields>,
+    printed: BTreeSet<String>,
+}
+
+/// A row of the tables of commands.
+struct Row {
+    /// What stands in its first cell.
+    key: String,
+    command: String,
+    /// Empty if another part of the page has them.
+    fields: Fields,
+}
+
+type Fields = BTreeSet<String>;
+
+/// The fields that a cell names: at the beginning of each part, before what explains them.
+fn named(cell: &str) -> Fields {
+    let parts = cell.split("; ").filter_map(|part| part.split(": ").next());
+    let names = parts.flat_map(|part| part.split(", ")).filter_map(|name| {
+        let (name, _) = name.strip_prefix('`')?.split_once('`')?;
+        Some(name.to_owned())
+    });
+    names.collect()
+}
+
+/// The rows of the tables in a section: their first and their second cell.
+fn table(section: &str) -> impl Iterator<Item = (&str, &str)> {
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    rows.filter_map(|row| row.trim_matches(['|', ' ']).split_once(" | "))
+}
+
+/// The command whose name begins `words`.
+fn command_of(words: &str) -> Option<String> {
+    let is_it = |name: &String| {
+        words.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+    };
+    commands().into_iter().map(|(name, _)| name).find(is_it)
+}
+
+impl Page {
+    pub(crate) fn read() -> Self {
+        let (mut rows, mut objects) = (Vec::new(), BTreeMap::new());
+        let page = PAGE.replace("\n### ", "\n## ");
+        for section in page.split("\n## ").skip(1) {
+            let (heading, section) = section.split_once('\n').expect("a heading");
+            let heading = heading.replace('`', "");
+            if heading == "adit" || heading == "aditd" {
+                rows.extend(table(section).map(|(key, fields)| {
+                    let key = key.replace('`', "");
+                    let command = command_of(&key).unwrap_or_else(|| panic!("no command `{key}`"));
+                    Row { key, command, fields: named(fields) }
+                }));
+            } else if section.contains("\n|---|---|\n") {
+                let fields: Fields = table(section).flat_map(|(cell, _)| named(cell)).collect();
+                objects.extend(heading.split(", ").map(|name| (name.to_owned(), fields.clone())));
+            }
+        }
+        Self { rows, objects, printed: BTreeSet::new() }
+    }
+
+    /// Asserts that a document of a command has the fields of one of its rows and no others, and
+    /// that each object in it has those of its table.
+    #[track_caller]
+    pub(crate) fn has(&mut self, command: &str, document: &Value) {
+        let mut fields = fields(document);
+        fields.remove("schema");
+        let own = self.objects.get(&format!("{command} --json"));
+        let mut rows = self.rows.iter().filter(|row| row.command == command);
+        let row = rows.find(|row| fields == *own.unwrap_or(&row.fields));
+        let key = &row.unwrap_or_else(|| panic!("`{command}`: no row has {fields:?}")).key;
+        self.printed.insert(key.clone());
+        self.has_objects(command, "", document);
+    }
+
+    fn has_objects(&mut self, command: &str, parent: &str, object: &Value) {
+        for (field, value) in object.as_object().into_iter().flatten() {
+            let all = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            for value in all.iter().filter(|value| value.is_object()) {
+                let free = self.objects.get(parent).is_some_and(Fields::is_empty);
+                let names = match free {
+                    true => vec![format!("each of {parent}")],
+                    false => vec![
+                        format!("{command}: {field}"),
+                        format!("{parent}: {field}"),
+                        field.clone(),
+                    ],
+                };
+                let known = names.iter().find(|name| self.objects.contains_key(*name));
+                let name = known.unwrap_or_else(|| panic!("`{command}`: no table of `{field}`"));
+                let table = &self.objects[name];
+                assert!(
+                    table.is_empty() || fields(value) == *table,
+                    "`{command}`: {name}: {value}"
+                );
+                self.printed.insert(name.clone());
+                self.has_objects(command, name, value);
+            }
+        }
+    }
+
+    /// Asserts that each row of these commands has been printed.
+    #[track_caller]
+    pub(crate) fn is_printed(&self, is_tried: impl Fn(&str) -> bool) {
+        let rows = self.rows.iter().filter(|row| is_tried(&row.command) && !row.fields.is_empty());
+        let missed: Vec<_> =
+            rows.map(|row| &row.key).filter(|key| !self.printed.contains(*key)).collect();
+        assert!(missed.is_empty(), "{missed:?}");
+    }
+}
+
+fn fields(object: &Value) -> Fields {
+    object.as_object().expect("an object").keys().cloned().collect()
+}
+
 #[test]
 fn the_page_about_json_has_each_command_that_prints_it_and_no_other() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/json.md");
-    let page = std::fs::read_to_string(path).expect("the page");
-    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
-    let rows: BTreeSet<String> = rows.map(str::to_owned).collect();
+    let rows: BTreeSet<_> = Page::read().rows.into_iter().map(|row| row.command).collect();
     let printing = commands().into_iter().filter(|(_, has_json)| *has_json).map(|(name, _)| name);
     assert_eq!(rows, printing.collect());
 }

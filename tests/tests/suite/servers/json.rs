@@ -8,7 +8,10 @@ use tests::{
     world::{Device, World},
 };
 
-use crate::{PROGRAM, readme::json::commands};
+use crate::{
+    PROGRAM,
+    readme::json::{Page, commands},
+};
 
 /// Commands that have tests of their own with `--json`: at a box, and with a manager of services.
 const ELSEWHERE: [&str; 6] = [
@@ -21,8 +24,17 @@ const ELSEWHERE: [&str; 6] = [
 ];
 
 /// Runs a command of which `at` in the document is `is`.
-async fn prints(device: &Device, args: &[&str], at: &str, is: impl Into<Value>) -> Value {
+async fn prints(
+    (device, page): (&Device, &mut Page),
+    args: &[&str],
+    at: &str,
+    is: impl Into<Value>,
+) -> Value {
     let told = document(&device.adit(&[args, &["--json"]].concat(), "").await);
+    // Another page has the status.
+    if args != ["status"] {
+        page.has(&format!("adit {}", args[0]), &told);
+    }
     assert_eq!(told.pointer(at), Some(&is.into()), "{args:?}: {told:#}");
     told
 }
@@ -31,32 +43,35 @@ async fn prints(device: &Device, args: &[&str], at: &str, is: impl Into<Value>) 
 async fn each_command_prints_one_document() {
     let world = World::start(PROGRAM).await;
     let laptop = world.stranger("laptop");
+    let page = &mut Page::read();
     let code = world.invite("laptop").await;
     let enrolled = laptop.adit(&["enroll", "--name", "box", "--json"], &code).await;
     let told = document(&enrolled);
+    page.has("adit enroll", &told);
     assert_eq!(
         (&told["server"]["name"], &told["server"]["device"]),
         (&"box".into(), &"laptop".into())
     );
     assert_eq!(told["server"]["state"], "not_running");
     assert!(!enrolled.stdout.contains(code.trim()) && !enrolled.stdout.contains("PRIVATE"));
-    prints(&laptop, &["down", "box"], "/was_up", false).await;
-    let renamed = prints(&laptop, &["rename", "box", "lab"], "/server/name", "lab").await;
+    prints((&laptop, page), &["down", "box"], "/was_up", false).await;
+    let renamed = prints((&laptop, page), &["rename", "box", "lab"], "/server/name", "lab").await;
     assert_eq!(renamed["before"], "box");
 
     let up = laptop.up(&[]).await;
-    prints(&laptop, &["list"], "/servers/0/state", "up").await;
-    prints(&laptop, &["ls"], "/servers/0/server", "lab").await;
-    prints(&laptop, &["status"], "/server", "lab").await;
-    prints(&laptop, &["config"], "/servers/0/name", "lab").await;
+    prints((&laptop, page), &["list"], "/servers/0/state", "up").await;
+    prints((&laptop, page), &["ls"], "/servers/0/server", "lab").await;
+    prints((&laptop, page), &["status"], "/server", "lab").await;
+    prints((&laptop, page), &["config"], "/servers/0/name", "lab").await;
     let url = format!("http://{}", up.address);
-    let told = prints(&laptop, &["env"], "/variables/OLLAMA_HOST", url.clone()).await;
+    let told = prints((&laptop, page), &["env"], "/variables/OLLAMA_HOST", url.clone()).await;
     assert_eq!(told["variables"]["OLLAMA_API_BASE"], url.clone());
-    prints(&laptop, &["env", "--openai"], "/variables/OPENAI_BASE_URL", url + "/v1").await;
-    let warm = prints(&laptop, &["warm", "stand-in"], "/model", "stand-in").await;
+    prints((&laptop, page), &["env", "--openai"], "/variables/OPENAI_BASE_URL", url + "/v1").await;
+    let warm = prints((&laptop, page), &["warm", "stand-in"], "/model", "stand-in").await;
     assert!(warm["server"] == "lab" && warm["seconds"].is_f64(), "{warm}");
     let doctor = laptop.adit(&["doctor", "--json"], "").await;
     let doctor: Value = serde_json::from_str(&doctor.stdout).expect("JSON");
+    page.has("adit doctor", &doctor);
     assert!(doctor["schema"] == 1 && doctor["lines"].is_array(), "{doctor}");
     let log = laptop.adit(&["logs", "--json"], "").await;
     let text = laptop.adit(&["logs"], "").await.stdout;
@@ -67,6 +82,7 @@ async fn each_command_prints_one_document() {
         .collect();
     // The log may have become longer meanwhile.
     assert!(!lines.is_empty() && lines.len() <= text.lines().count(), "{text}");
+    page.has("adit logs", &lines[0]);
     for (line, text) in lines.iter().zip(text.lines()) {
         assert!(text.ends_with(line["message"].as_str().expect("text")), "{line} {text}");
     }
@@ -75,16 +91,17 @@ async fn each_command_prints_one_document() {
         says && line["level"] == "info" && line["time"].is_string()
     };
     assert_eq!(lines.iter().filter(is_ready).count(), 1, "{text}");
-    let down = prints(&laptop, &["down"], "/was_up", true).await;
+    let down = prints((&laptop, page), &["down"], "/was_up", true).await;
     assert_eq!(
         (&down["server"], &down["goes_on_with"]),
         (&"lab".into(), &Value::Array(Vec::new()))
     );
     drop(up);
-    let forgotten = prints(&laptop, &["forget", "lab", "--yes"], "/forgotten", "lab").await;
+    let forgotten = prints((&laptop, page), &["forget", "lab", "--yes"], "/forgotten", "lab").await;
     assert_eq!(forgotten["device"], "laptop");
     assert!(forgotten["key_left"].is_null());
 
+    page.is_printed(|command| command.starts_with("adit ") && !ELSEWHERE.contains(&command));
     let tried: BTreeSet<_> = [
         "enroll", "down", "rename", "list", "ls", "status", "config", "env", "warm", "doctor",
         "logs", "forget",

@@ -24,7 +24,7 @@ pub struct Sandbox {
     /// The kernel's ABI of Landlock; 0 for none.
     pub landlock_abi: u8,
     /// What has failed that this kernel could do.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub failed: Vec<String>,
 }
 

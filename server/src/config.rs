@@ -4,6 +4,7 @@
 mod acme;
 mod differences;
 mod file;
+mod flags;
 mod https;
 mod jwt;
 mod oidc;
@@ -20,25 +21,27 @@ use std::{
     time::Duration,
 };
 
-use clap::Args;
 use common::machine::{
     network::own_network_or_example,
-    process::{parse_idle_timeout, parse_time},
     report::{Exit, Failure},
 };
 use ipnet::IpNet;
 use proto::{identity::Name, wire::ADITD_PORT};
 use toml::Spanned;
 
-pub use self::https::HttpsFlags;
-pub(crate) use self::outgoing::OutgoingPlace;
 use self::{
     file::Read,
     values::{AboveZero, Advertised, IdleTimeout, Life, Listen, Whole, Wrong},
 };
 pub(crate) use self::{
     file::{SYSTEM_FILE, of_system},
+    flags::{AdvertiseFlags, GLOBAL},
+    outgoing::OutgoingPlace,
     reach::addresses,
+};
+pub use self::{
+    flags::{Flags, ServeFlags},
+    https::HttpsFlags,
 };
 use crate::{
     accounting::{AccountingSettings, queue},
@@ -52,96 +55,13 @@ use crate::{
         authorize::{Address, At, Authority, AuthorizeSettings, Trust},
         roles::Rules,
         services::Services,
-        upstream::{Upstream, WrittenUpstream},
+        upstream::Upstream,
     },
     state,
 };
 
-/// Options of every command have a heading of their own in the help.
-pub(crate) const GLOBAL: &str = "Global options";
-
 /// The default path of the socket at which members of a group enroll devices.
 pub(crate) const DEFAULT_ENROLL_SOCKET: &str = "/run/adit/enroll.sock";
-
-/// Settings of every command, from flags and environment.
-#[derive(Debug, Clone, Default, Args)]
-pub struct Flags {
-    /// Keep the server's state in DIR [default: /var/lib/adit for root, else the user's data
-    /// directory]
-    #[arg(long, value_name = "DIR", env = "ADITD_STATE_DIR", global = true, help_heading = GLOBAL)]
-    pub state_dir: Option<PathBuf>,
-    /// Read settings from FILE (TOML) [default: /etc/adit/aditd.toml if it exists]
-    #[arg(long, value_name = "FILE", env = "ADITD_CONFIG", global = true, help_heading = GLOBAL)]
-    pub config: Option<PathBuf>,
-}
-
-/// Flags of `serve`.
-#[derive(Debug, Clone, Default, Args)]
-pub struct ServeFlags {
-    /// Listen on this UDP address; may be given more than once [default: port 11435 of 127.0.0.1
-    /// and of ::1]
-    #[arg(long, value_name = "ADDR", env = "ADITD_LISTEN", value_delimiter = ',')]
-    pub listen: Vec<String>,
-    /// Let this network reach the server at addresses that are not loopback; may be given more than
-    /// once [default: no network]
-    #[arg(long, value_name = "CIDR", env = "ADITD_ALLOW_FROM", value_delimiter = ',')]
-    pub allow_from: Vec<IpNet>,
-    /// Forward to this service on loopback, or at a Unix socket (unix:/PATH); openai:// is vLLM,
-    /// llama.cpp or LM Studio [default: http://127.0.0.1:11434]
-    #[arg(long, value_name = "[http://|openai://|tcp://]ADDR", env = "ADITD_UPSTREAM")]
-    pub upstream: Option<WrittenUpstream>,
-    /// Issue certificates that are valid for this long; they renew themselves after two thirds
-    /// [default: 30d]
-    #[arg(long, value_name = "TIME", env = "ADITD_DEVICE_LIFE", value_parser = parse_time)]
-    pub device_life: Option<Duration>,
-    /// Keep the session and the running answers of a silent device this long [default: 30m]
-    #[arg(long, value_name = "TIME", env = "ADITD_IDLE_TIMEOUT", value_parser = parse_idle_timeout)]
-    pub idle_timeout: Option<Duration>,
-    /// Also listen on TCP on each loopback UDP port, for SSH keys that may only forward ports
-    /// [default: true]
-    #[arg(long, value_name = "true|false", env = "ADITD_TCP_RELAY")]
-    pub tcp_relay: Option<bool>,
-    /// Let members of this group enroll devices over SSH, besides root and the owner of the state
-    /// [default: nobody]
-    #[arg(long, value_name = "GROUP", env = "ADITD_ENROLL_GROUP")]
-    pub enroll_group: Option<String>,
-    /// Do not give up rights after the start: see `sandbox` in the reference of the configuration
-    #[arg(long)]
-    pub no_sandbox: bool,
-    /// Take the sockets over from the running server, which has started this process: see
-    /// `aditd replace`
-    #[arg(long, hide = true)]
-    pub take_over: bool,
-    /// Read only where the server is and listens: other users of the machine may not read every file.
-    #[arg(skip)]
-    pub places: bool,
-    /// The HTTPS listener.
-    #[command(flatten)]
-    pub https: HttpsFlags,
-    /// Addresses that devices are told.
-    #[command(flatten)]
-    pub advertise: AdvertiseFlags,
-}
-
-/// The addresses at which clients are told to find the server.
-#[derive(Debug, Clone, Default, Args)]
-pub struct AdvertiseFlags {
-    /// Tell devices to connect to this address; may be given more than once [default: the addresses
-    /// that the server listens on]
-    #[arg(long, value_name = "HOST:PORT", env = "ADITD_ADVERTISE", value_delimiter = ',')]
-    pub advertise: Vec<String>,
-}
-
-impl AdvertiseFlags {
-    /// The addresses that the flags name.
-    ///
-    /// # Errors
-    /// Exit code 2 if one is not an address.
-    pub fn named(&self) -> Result<Vec<String>, Failure> {
-        let Advertised(named) = self.advertise.clone().try_into()?;
-        Ok(named)
-    }
-}
 
 /// All settings, complete and checked.
 #[derive(Debug, Clone)]
@@ -185,27 +105,6 @@ pub struct Config {
 }
 
 const DEVICE_LIFE: Duration = Duration::from_secs(30 * 86_400);
-
-impl Flags {
-    /// The configuration file, as an absolute path.
-    pub fn file(&self) -> Option<PathBuf> {
-        let named = self
-            .config
-            .as_ref()
-            .map(|named| std::path::absolute(named).unwrap_or_else(|_| named.clone()));
-        named.or_else(file::of_system)
-    }
-
-    /// The state directory, for commands that need nothing else. Other errors in the file are
-    /// reported by the server.
-    ///
-    /// # Errors
-    /// Exit code 2 if no state directory is known.
-    pub fn state_dir(&self) -> Result<PathBuf, Failure> {
-        let of_file = || self.file().and_then(|path| file::state_dir(&path));
-        self.state_dir.clone().or_else(of_file).or_else(state::default_dir).ok_or_else(homeless)
-    }
-}
 
 /// The settings of a running server.
 pub(crate) struct Settings {

@@ -16,12 +16,13 @@ mod values;
 use std::{
     collections::HashSet,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use common::machine::{
+    config_text::WrittenPath,
     network::own_network_or_example,
     report::{Exit, Failure},
 };
@@ -121,6 +122,8 @@ impl Config {
     /// Exit code 2, with the setting, what is wrong with it, and how to write it.
     pub fn resolve(flags: &Flags, serve: &ServeFlags) -> Result<Self, Failure> {
         let path = flags.file();
+        let dir = path.as_deref().map_or(Path::new("/"), file::dir_of);
+        let of_file = |written: WrittenPath| written.resolve_in(dir);
         let Read { file, rules, limits, services, jwt, oidc, devices } = path
             .as_deref()
             .map(|path| file::read(path, serve.places))
@@ -129,7 +132,7 @@ impl Config {
         let state_dir = flags
             .state_dir
             .clone()
-            .or(file.state_dir)
+            .or(file.state_dir.map(of_file))
             .or_else(state::default_dir)
             .ok_or_else(homeless)?;
         let named =
@@ -161,7 +164,8 @@ impl Config {
             )));
         }
         also_ipv4(&mut listen, &networks);
-        let audit = AuditSettings::in_dir(file.audit_dir.as_deref().unwrap_or(&state_dir));
+        let audit_dir = file.audit_dir.map(of_file);
+        let audit = AuditSettings::in_dir(audit_dir.as_deref().unwrap_or(&state_dir));
         let accounting = AccountingSettings {
             limits,
             max_in_flight: file.max_in_flight.map(|AboveZero(most)| most),
@@ -180,7 +184,7 @@ impl Config {
             if named.is_empty() { file.advertise.unwrap_or_default() } else { Advertised(named) };
         let authorize = file.authorize.map(Spanned::into_inner);
         let is_https = authorize.as_ref().is_some_and(Address::is_https);
-        let ca = file.authorize_ca.map(Spanned::into_inner);
+        let ca = file.authorize_ca.map(Spanned::into_inner).map(of_file);
         let trust = is_https.then(|| Trust::new(ca.as_deref())).transpose()?;
         let life = serve.device_life.map(Life::try_from).transpose()?.or(file.device_life);
         let named = serve.upstream.clone().map(|written| {
@@ -191,7 +195,7 @@ impl Config {
         });
         let upstream = named.transpose()?.or(services.default).unwrap_or_default();
         Ok(Self {
-            file: path,
+            file: path.clone(),
             state_dir,
             listen,
             audience: Audience::new(networks),
@@ -203,9 +207,9 @@ impl Config {
                 .unwrap_or(proto::wire::IDLE_TIMEOUT),
             advertise,
             tcp_relay: serve.tcp_relay.or(file.tcp_relay).unwrap_or(true),
-            https: https::settle(&serve.https, file.https, &upstream)?,
+            https: https::settle(&serve.https, file.https, dir, &upstream)?,
             enroll_group: serve.enroll_group.clone().or(file.enroll_group),
-            enroll_socket: file.enroll_socket.unwrap_or_else(|| DEFAULT_ENROLL_SOCKET.into()),
+            enroll_socket: file.enroll_socket.map_or_else(|| DEFAULT_ENROLL_SOCKET.into(), of_file),
             jwt,
             oidc,
             rules: Arc::new(rules),
@@ -292,107 +296,4 @@ fn usage(what: impl std::fmt::Display) -> Failure {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn resolve(serve: ServeFlags, file: &str) -> Result<Config, Failure> {
-        let tmp = tempfile::tempdir().expect("tempdir");
-        let path = tmp.path().join("aditd.toml");
-        std::fs::write(&path, file).expect("written");
-        Config::resolve(&Flags { state_dir: Some("/nowhere".into()), config: Some(path) }, &serve)
-    }
-
-    #[test]
-    fn by_default_it_listens_on_loopback_and_forwards_to_ollama() {
-        let config = resolve(ServeFlags::default(), "").expect("settled");
-        assert_eq!(
-            config.listen.iter().map(|a| a.to_string()).collect::<Vec<_>>(),
-            ["127.0.0.1:11435", "[::1]:11435"]
-        );
-        assert_eq!(config.upstream().to_string(), "http://127.0.0.1:11434");
-    }
-
-    #[test]
-    fn a_flag_overrides_the_file() {
-        let file =
-            "listen = ['127.0.0.1:1']\nupstream = 'tcp://127.0.0.1:2'\nadvertise = ['gpu.lan:3']";
-        let config =
-            resolve(ServeFlags { listen: vec!["127.0.0.1:9".into()], ..Default::default() }, file)
-                .expect("settled");
-        assert_eq!(config.listen[0].port(), 9);
-        assert_eq!(config.upstream().to_string(), "tcp://127.0.0.1:2");
-        assert_eq!(config.advertise, ["gpu.lan:3"]);
-    }
-
-    #[test]
-    fn an_address_that_is_not_loopback_needs_named_networks() {
-        let open = |allow: Vec<IpNet>| {
-            resolve(
-                ServeFlags {
-                    listen: vec!["0.0.0.0:1".into()],
-                    allow_from: allow,
-                    ..Default::default()
-                },
-                "",
-            )
-        };
-        let error = open(vec![]).expect_err("refused").to_string();
-        let named = format!("--allow-from {}", own_network_or_example());
-        assert!(error.contains(&named), "{error}");
-        open(vec!["10.0.0.0/8".parse().expect("net")]).expect("allowed");
-        let file =
-            resolve(ServeFlags::default(), "listen = ['[::]:1']").expect_err("refused").to_string();
-        let named = format!("`allow_from = [\"{}\"]`", own_network_or_example());
-        assert!(file.contains("not loopback") && file.contains(&named), "{file}");
-    }
-
-    #[test]
-    fn the_ipv6_wildcard_adds_ipv4_if_an_ipv4_network_is_allowed() {
-        for (listen, networks, wanted) in [
-            (&["[::]:1"][..], "10.0.0.0/8", "[[::]:1, 0.0.0.0:1]"),
-            (&["[::]:1"], "2001:db8::/32", "[[::]:1]"),
-            (&["[::]:1", "10.0.0.1:1"], "10.0.0.0/8", "[[::]:1, 10.0.0.1:1]"),
-            (&["[::]:0"], "10.0.0.0/8", "[[::]:0]"),
-            (&["[::1]:1"], "10.0.0.0/8", "[[::1]:1]"),
-        ] {
-            let serve = ServeFlags {
-                listen: listen.iter().map(ToString::to_string).collect(),
-                allow_from: vec![networks.parse().expect("a network")],
-                ..Default::default()
-            };
-            assert_eq!(format!("{:?}", resolve(serve, "").expect("settled").listen), wanted);
-        }
-    }
-
-    #[test]
-    fn a_wrong_file_is_refused_with_the_place_in_it() {
-        for (file, says) in [
-            ("listen = ['127.0.0.1:1']\nlisten_on = 3", "line 2"),
-            ("upstream = 'http://10.0.0.1:1'", "not a loopback address"),
-            ("allow_from = ['10.0.0.0/99']", "line 1"),
-            ("listen = [", "line 1"),
-            ("listen = ['nonsense']", "IP:PORT"),
-            ("device_life = 'a while'", "30d or 12h"),
-            ("device_life = '0s'", "30d or 12h"),
-            ("idle_timeout = '5s'", "between 20s and 7d"),
-            ("advertise = ['no port']", "HOST:PORT"),
-            ("[limits]\nat_once = 0", "line 2"),
-            ("[roles.infer.limits]\nbody = 'much'", "line 2"),
-            ("max_in_flight = 0", "line 1"),
-            (
-                "authorize = 'http://127.0.0.1:1/x'\nauthorize_at = []",
-                "line 2: `authorize_at` is empty",
-            ),
-            (
-                "\nauthorize_at = ['request']",
-                "line 2: `authorize_at` is set, but `authorize` is not",
-            ),
-            ("authorize_at = []", "line 1: "),
-            ("audit_keep = 'long'", "30d"),
-            ("metrics = '0.0.0.0:9464'", "not a loopback address"),
-        ] {
-            let error = resolve(ServeFlags::default(), file).expect_err(file).to_string();
-            assert!(error.contains(says), "{error}");
-        }
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use common::machine::{
-    config_text::{ConfigText, WithUnit, nearest},
+    config_text::{ConfigText, WithUnit, WrittenPath, nearest},
     process::{parse_idle_timeout, parse_time},
     report::Failure,
 };
@@ -54,8 +54,7 @@ pub(super) struct Table {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
-    #[serde(default, deserialize_with = "state_dir")]
-    state_dir: Option<PathBuf>,
+    state_dir: Option<WrittenPath>,
     listen: Option<Vec<ListenAddr>>,
     allow_from: Option<Vec<IpNet>>,
     any_user: Option<bool>,
@@ -137,7 +136,7 @@ impl SettingsFile {
             ssh_client,
             services,
         };
-        Ok(Self { state_dir: state_dir.map(|dir| beside.join(dir)), of_all, servers })
+        Ok(Self { state_dir: state_dir.map(|dir| dir.resolve_in(beside)), of_all, servers })
     }
 
     /// The servers that have a table but are not `known`, each with the known name that was most
@@ -189,14 +188,6 @@ fn services<'de, D: Deserializer<'de>>(
         ))),
         None => Ok(Some(table)),
     }
-}
-
-fn state_dir<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
-    value(String::deserialize(from)?, "a directory", |text| match text {
-        "" => Err("write its path".to_owned()),
-        _ if text.starts_with('~') => Err("write its whole path, without `~`".to_owned()),
-        _ => Ok(text.into()),
-    })
 }
 
 fn value<T, E: de::Error>(

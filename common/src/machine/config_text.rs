@@ -184,6 +184,35 @@ impl<'de, const UNIT: char> Deserialize<'de> for WithUnit<UNIT> {
     }
 }
 
+/// The path of a file or directory as it is written. A relative path begins at the directory of the
+/// configuration file, wherever the program was started.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "PathBuf")]
+pub struct WrittenPath(PathBuf);
+
+impl WrittenPath {
+    /// The path, if the configuration file is in `dir`.
+    pub fn resolve_in(&self, dir: &Path) -> PathBuf {
+        dir.join(&self.0)
+    }
+}
+
+impl TryFrom<PathBuf> for WrittenPath {
+    type Error = String;
+
+    fn try_from(path: PathBuf) -> Result<Self, String> {
+        if path.as_os_str().is_empty() {
+            return Err("a path is empty: write it, or leave the setting out".to_owned());
+        }
+        // No shell reads the file.
+        if path.as_os_str().as_encoded_bytes().starts_with(b"~") {
+            let path = path.display();
+            return Err(format!("`{path}` begins with `~`: write the whole path, without `~`"));
+        }
+        Ok(Self(path))
+    }
+}
+
 fn text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     File::open(path)?.take(LONGEST + 1).read_to_string(&mut text)?;
@@ -242,6 +271,7 @@ mod tests {
         sandbox: bool,
         #[serde(default, rename = "allow_from")]
         _allow_from: Vec<ipnet::IpNet>,
+        ca: Option<WrittenPath>,
     }
 
     fn read(text: &str) -> Result<Written, Failure> {
@@ -250,6 +280,26 @@ mod tests {
 
     fn told(text: &str) -> String {
         read(text).expect_err(text).to_string()
+    }
+
+    #[test]
+    fn a_relative_path_begins_at_the_file() {
+        for (written, is) in [
+            ("ca.pem", "/etc/adit/ca.pem"),
+            ("keys/../ca.pem", "/etc/adit/keys/../ca.pem"),
+            ("/srv/ca.pem", "/srv/ca.pem"),
+        ] {
+            let path = read(&format!("ca = '{written}'")).expect(written).ca.expect("set");
+            assert_eq!(path.resolve_in(Path::new("/etc/adit")), Path::new(is));
+        }
+        for (text, says) in [
+            ("ca = ''", "a path is empty"),
+            ("ca = '~/ca.pem'", "without `~`"),
+            ("ca = 7", "expected a path in quotes"),
+        ] {
+            let why = told(text);
+            assert!(why.contains("line 1") && why.contains(says), "{text}: {why}");
+        }
     }
 
     #[test]

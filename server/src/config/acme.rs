@@ -1,12 +1,12 @@
 //! The table `[https.acme]` of the file.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde::Deserialize;
 
 use super::usage;
 use crate::https::{AcmeName, AcmeSettings, DirectoryUrl, ExternalAccount};
-use common::machine::report::Failure;
+use common::machine::{config_text::WrittenPath, report::Failure};
 
 /// The most names in one certificate, as Let's Encrypt has it.
 const MOST_NAMES: usize = 100;
@@ -21,9 +21,17 @@ pub(super) struct AcmeFile {
     contact: Option<Contact>,
     #[serde(default)]
     directory: DirectoryUrl,
-    directory_ca: Option<PathBuf>,
+    directory_ca: Option<WrittenPath>,
     profile: Option<String>,
-    external_account: Option<ExternalAccount>,
+    external_account: Option<ExternalAccountFile>,
+}
+
+/// An account that its owner has at the authority.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExternalAccountFile {
+    id: String,
+    key_file: WrittenPath,
 }
 
 /// One address of mail, or several.
@@ -53,11 +61,11 @@ impl TryFrom<String> for Mail {
     }
 }
 
-/// The settings.
+/// The settings. `dir` is where the file is.
 ///
 /// # Errors
 /// Exit code 2, with what is missing.
-pub(super) fn settle(file: AcmeFile) -> Result<AcmeSettings, Failure> {
+pub(super) fn settle(file: AcmeFile, dir: &Path) -> Result<AcmeSettings, Failure> {
     if file.names.is_empty() || file.names.len() > MOST_NAMES {
         return Err(usage(format!(
             "`names` below `[https.acme]` has to name from 1 to {MOST_NAMES} names"
@@ -86,9 +94,12 @@ pub(super) fn settle(file: AcmeFile) -> Result<AcmeSettings, Failure> {
         names: file.names,
         contact: contact.into_iter().map(|Mail(address)| address).collect(),
         directory: file.directory,
-        directory_ca: file.directory_ca,
+        directory_ca: file.directory_ca.map(|path| path.resolve_in(dir)),
         profile: file.profile,
-        external_account: file.external_account,
+        external_account: file.external_account.map(|account| ExternalAccount {
+            id: account.id,
+            key_file: account.key_file.resolve_in(dir),
+        }),
     })
 }
 
@@ -98,7 +109,7 @@ mod tests {
 
     fn settled(text: &str) -> Result<AcmeSettings, String> {
         let file: AcmeFile = toml::from_str(text).map_err(|e| e.to_string())?;
-        settle(file).map_err(|e| format!("{e}"))
+        settle(file, Path::new("/etc/adit")).map_err(|e| format!("{e}"))
     }
 
     #[test]

@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::machine::{config_text::ConfigText, report::Failure};
+use common::machine::{
+    config_text::{ConfigText, WrittenPath},
+    report::Failure,
+};
 use ipnet::IpNet;
 use proto::identity::{Name, UserName};
 use serde::Deserialize;
@@ -37,7 +40,7 @@ pub(crate) const SYSTEM_FILE: &str = "/etc/adit/aditd.toml";
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ConfigFile {
-    pub(super) state_dir: Option<PathBuf>,
+    pub(super) state_dir: Option<WrittenPath>,
     pub(super) listen: Option<Vec<Listen>>,
     pub(super) allow_from: Option<Vec<IpNet>>,
     pub(super) upstream: Option<Spanned<WrittenUpstream>>,
@@ -47,19 +50,19 @@ pub(super) struct ConfigFile {
     pub(super) advertise: Option<Advertised>,
     pub(super) tcp_relay: Option<bool>,
     pub(super) enroll_group: Option<String>,
-    pub(super) enroll_socket: Option<PathBuf>,
+    pub(super) enroll_socket: Option<WrittenPath>,
     pub(super) authorize: Option<Spanned<Address>>,
     pub(super) authorize_at: Option<Spanned<Vec<At>>>,
     pub(super) authorize_headers: Option<Spanned<Vec<FieldName>>>,
     pub(super) authorize_allow: Option<Spanned<Vec<String>>>,
-    pub(super) authorize_ca: Option<Spanned<PathBuf>>,
+    pub(super) authorize_ca: Option<Spanned<WrittenPath>>,
     pub(super) authorize_recheck: Option<Spanned<Recheck>>,
     #[serde(default)]
     pub(super) limits: LimitSettings,
     pub(super) max_in_flight: Option<AboveZero>,
     pub(super) max_queue: Option<Whole>,
     pub(super) queue_header: Option<bool>,
-    pub(super) audit_dir: Option<PathBuf>,
+    pub(super) audit_dir: Option<WrittenPath>,
     pub(super) audit_required: Option<bool>,
     pub(super) audit_size: Option<Size>,
     pub(super) audit_keep: Option<Age>,
@@ -101,7 +104,13 @@ pub(crate) fn of_system() -> Option<PathBuf> {
 
 /// The state directory that a file names, even if the rest of the file is wrong.
 pub(super) fn state_dir(path: &Path) -> Option<PathBuf> {
-    Some(ConfigText::read(path).ok()?.text_at("state_dir")?.into())
+    let written = PathBuf::from(ConfigText::read(path).ok()?.text_at("state_dir")?);
+    Some(WrittenPath::try_from(written).ok()?.resolve_in(dir_of(path)))
+}
+
+/// Where relative paths begin that a configuration file names.
+pub(super) fn dir_of(file: &Path) -> &Path {
+    file.parent().unwrap_or(Path::new("/"))
 }
 
 /// A user in the configuration.
@@ -115,7 +124,7 @@ pub(super) struct UserFile {
 
 /// Reads the file; with `places` without what it says of other files, roles and limits.
 pub(super) fn read(path: &Path, places: bool) -> Result<Read, Failure> {
-    let text = ConfigText::read(path)?;
+    let (text, dir) = (ConfigText::read(path)?, dir_of(path));
     let mut file: ConfigFile = text.parse()?;
     if places {
         file = ConfigFile {
@@ -154,9 +163,9 @@ pub(super) fn read(path: &Path, places: bool) -> Result<Read, Failure> {
     })?;
     let rules = Rules::new(std::mem::take(&mut file.roles), std::mem::take(&mut file.devices));
     let rules = rules.map_err(|e| text.wrong_at(place_of(text.as_str(), &e), &e))?;
-    let jwt = file.jwt.take().map(|jwt| jwt.settle(&rules)).transpose();
+    let jwt = file.jwt.take().map(|jwt| jwt.settle(&rules, dir)).transpose();
     let jwt = jwt.map_err(|e| text.wrong_at(e.at, &e))?;
-    let oidc = file.oidc.take().map(|oidc| oidc.settle(&rules)).transpose();
+    let oidc = file.oidc.take().map(|oidc| oidc.settle(&rules, dir)).transpose();
     let oidc = oidc.map_err(|e| {
         let failure = text.wrong_at(e.at, &e);
         e.cure.into_iter().fold(failure, Failure::hint)

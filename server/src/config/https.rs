@@ -2,11 +2,11 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use clap::Args;
-use common::machine::report::Failure;
+use common::machine::{config_text::WrittenPath, report::Failure};
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -53,8 +53,8 @@ pub(super) struct HttpsFile {
     allow_from: Option<Vec<IpNet>>,
     names: Option<Vec<CertificateName>>,
     origins: Option<Vec<PageOrigin>>,
-    tls_cert: Option<PathBuf>,
-    tls_key: Option<PathBuf>,
+    tls_cert: Option<WrittenPath>,
+    tls_key: Option<WrittenPath>,
     acme: Option<AcmeFile>,
 }
 
@@ -76,13 +76,14 @@ impl TryFrom<String> for HttpsListen {
     }
 }
 
-/// The settings; `None` if the listener is off.
+/// The settings; `None` if the listener is off. `dir` is where the file is.
 ///
 /// # Errors
 /// Exit code 2, with the setting, what is wrong with it, and how to write it.
 pub(super) fn settle(
     flags: &HttpsFlags,
     file: HttpsFile,
+    dir: &Path,
     upstream: &Upstream,
 ) -> Result<Option<HttpsSettings>, Failure> {
     let named = flags.https.iter().cloned().map(HttpsListen::try_from);
@@ -91,10 +92,12 @@ pub(super) fn settle(
         first_of(&named, file.listen).into_iter().map(|HttpsListen(address)| address).collect();
     let names = flags.https_name.iter().map(|name| name.parse::<CertificateName>());
     let names = names.collect::<Result<Vec<_>, _>>().map_err(usage)?;
-    let files = (flags.tls_cert.clone().or(file.tls_cert), flags.tls_key.clone().or(file.tls_key));
+    let of_file = |written: WrittenPath| written.resolve_in(dir);
+    let cert = flags.tls_cert.clone().or(file.tls_cert.map(of_file));
+    let files = (cert, flags.tls_key.clone().or(file.tls_key.map(of_file)));
     let source = match (files, file.acme) {
         ((None, None), None) => CertificateSource::Own,
-        ((None, None), Some(acme)) => CertificateSource::Acme(acme::settle(acme)?),
+        ((None, None), Some(acme)) => CertificateSource::Acme(acme::settle(acme, dir)?),
         ((Some(cert), Some(key)), None) => CertificateSource::Files(cert, key),
         ((Some(_), Some(_)), Some(_)) => {
             return Err(usage(

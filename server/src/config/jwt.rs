@@ -1,7 +1,8 @@
 //! The table `[jwt]` of the file: the tokens that count.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{collections::BTreeMap, fmt, path::Path};
 
+use common::machine::config_text::WrittenPath;
 use proto::identity::Name;
 use serde::Deserialize;
 use toml::Spanned;
@@ -27,7 +28,7 @@ pub(super) struct JwtFile {
     roles: Option<RolesFile>,
     #[serde(default)]
     tunnel: bool,
-    ca: Option<Spanned<PathBuf>>,
+    ca: Option<Spanned<WrittenPath>>,
 }
 
 /// The roles of groups. Their order is that of the file, which the places tell.
@@ -103,12 +104,15 @@ impl fmt::Display for WrongProvider {
 ///
 /// # Errors
 /// What is wrong with the file.
-pub(super) fn trust(ca: Option<Spanned<PathBuf>>) -> Result<ProviderTrust, WrongProvider> {
+pub(super) fn trust(
+    ca: Option<Spanned<WrittenPath>>,
+    dir: &Path,
+) -> Result<ProviderTrust, WrongProvider> {
     ca.map_or_else(
         || Ok(ProviderTrust::default()),
         |ca| {
             let wrong = |why| WrongProvider { at: ca.span().start, why, cure: None };
-            ProviderTrust::of_file(ca.get_ref()).map_err(wrong)
+            ProviderTrust::of_file(&ca.get_ref().resolve_in(dir)).map_err(wrong)
         },
     )
 }
@@ -130,11 +134,11 @@ pub(super) fn group_roles(file: RolesFile, rules: &Rules) -> Result<GroupRoles, 
 }
 
 impl JwtFile {
-    /// The settings.
+    /// The settings. `dir` is where the file is.
     ///
     /// # Errors
     /// A role that the configuration does not have, or a file that cannot be used.
-    pub(super) fn settle(self, rules: &Rules) -> Result<JwtSettings, WrongProvider> {
+    pub(super) fn settle(self, rules: &Rules, dir: &Path) -> Result<JwtSettings, WrongProvider> {
         let Audience(audience) = self.audience;
         Ok(JwtSettings {
             issuer: self.issuer,
@@ -145,7 +149,7 @@ impl JwtFile {
             roles: self.roles.map(|roles| group_roles(roles, rules)).transpose()?,
             default_role: default_role(),
             tunnel: self.tunnel,
-            trust: trust(self.ca)?,
+            trust: trust(self.ca, dir)?,
         })
     }
 }
@@ -156,7 +160,7 @@ mod tests {
 
     fn settle(text: &str) -> Result<JwtSettings, String> {
         let file: JwtFile = toml::from_str(text).map_err(|e| e.to_string())?;
-        file.settle(&Rules::default()).map_err(|e| e.to_string())
+        file.settle(&Rules::default(), Path::new("/etc/adit")).map_err(|e| e.to_string())
     }
 
     #[test]

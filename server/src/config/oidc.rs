@@ -1,8 +1,12 @@
 //! The table `[oidc]` of the file: the provider at which people sign in.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use common::machine::{
+    config_text::WrittenPath,
     files::{self, FileError},
     process::parse_time,
 };
@@ -30,14 +34,14 @@ const MOST: usize = 32;
 pub(super) struct OidcFile {
     issuer: ProviderUrl,
     client_id: ClientId,
-    client_secret_file: Option<Spanned<PathBuf>>,
+    client_secret_file: Option<Spanned<WrittenPath>>,
     scopes: Option<Scopes>,
     flow: Option<Flow>,
     user_claim: Option<Claim>,
     groups_claim: Option<Claim>,
     roles: Option<RolesFile>,
     max_life: Option<MaxLife>,
-    ca: Option<Spanned<PathBuf>>,
+    ca: Option<Spanned<WrittenPath>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -93,16 +97,18 @@ impl TryFrom<String> for MaxLife {
 }
 
 impl OidcFile {
-    /// The settings.
+    /// The settings. `dir` is where the file is.
     ///
     /// # Errors
     /// A role that the configuration does not have, or a file that cannot be used.
-    pub(super) fn settle(self, rules: &Rules) -> Result<OidcSettings, WrongProvider> {
+    pub(super) fn settle(self, rules: &Rules, dir: &Path) -> Result<OidcSettings, WrongProvider> {
         let ClientId(client_id) = self.client_id;
+        let secret_file =
+            self.client_secret_file.map(|path| (path.get_ref().resolve_in(dir), path.span().start));
         let scopes = self.scopes.map_or_else(|| SCOPES.join(" "), |Scopes(scopes)| scopes);
         Ok(OidcSettings {
-            secret: self.client_secret_file.as_ref().map(secret).transpose()?,
-            secret_file: self.client_secret_file.map(Spanned::into_inner),
+            secret: secret_file.as_ref().map(secret).transpose()?,
+            secret_file: secret_file.map(|(path, _)| path),
             scopes,
             flow: self.flow,
             max_life: self.max_life.map_or(MAX_LIFE, |MaxLife(life)| life),
@@ -115,23 +121,23 @@ impl OidcFile {
                 roles: self.roles.map(|roles| group_roles(roles, rules)).transpose()?,
                 default_role: default_role(),
                 tunnel: false,
-                trust: trust(self.ca)?,
+                trust: trust(self.ca, dir)?,
             },
             client_id,
         })
     }
 }
 
-/// Reads the secret, which only its owner may read.
-fn secret(path: &Spanned<PathBuf>) -> Result<ClientSecret, WrongProvider> {
-    let wrong = |why: String, cure| WrongProvider { at: path.span().start, why, cure };
-    let text = files::read(path.get_ref())
+/// Reads the secret, which only its owner may read. `at` is where the file names its path.
+fn secret((path, at): &(PathBuf, usize)) -> Result<ClientSecret, WrongProvider> {
+    let wrong = |why: String, cure| WrongProvider { at: *at, why, cure };
+    let text = files::read(path)
         .map_err(|e| wrong(format!("`client_secret_file`: {e}"), Some(cure(&e))))?;
     let text = std::str::from_utf8(&text).map(str::trim).unwrap_or_default();
     if text.is_empty() || text.chars().any(char::is_control) {
         let why = format!(
             "`client_secret_file`: `{}` has no secret: it is one line of text",
-            path.get_ref().display()
+            path.display()
         );
         return Err(wrong(why, None));
     }
@@ -157,7 +163,7 @@ mod tests {
 
     fn settle(text: &str) -> Result<OidcSettings, String> {
         let file: OidcFile = toml::from_str(text).map_err(|e| e.to_string())?;
-        file.settle(&Rules::default()).map_err(|e| e.to_string())
+        file.settle(&Rules::default(), Path::new("/etc/adit")).map_err(|e| e.to_string())
     }
 
     const LEAST: &str = "issuer = 'https://a.example'\nclient_id = 'adit'\n";

@@ -39,8 +39,7 @@ impl AcmeSettings {
 }
 
 /// An account that its owner has at the certificate authority.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ExternalAccount {
     pub(crate) id: String,
     /// The file of its MAC key, in base64url.

@@ -28,6 +28,7 @@ use crate::{
 };
 
 pub use self::error::DialError;
+pub(crate) use self::error::NextAttempt;
 
 /// The next address is tried after the one before has been silent for this long (RFC 8305 section
 /// 5).

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
-    dial::{DialError, plan::DialPlan},
+    dial::{DialError, NextAttempt, plan::DialPlan},
     profile::Profile,
     tunnel::{
         events::Events,
@@ -274,7 +274,7 @@ impl Tunnel {
             ),
             TunnelState::Refused(refusal) => refused(refusal, &self.profile()),
             TunnelState::Down(NoTunnel { why, .. }) => {
-                let hint = why.hint(&self.profile());
+                let hint = why.hint(&self.profile(), NextAttempt::Automatic);
                 unavailable(&format!("{waited} for a tunnel: {why}"), hint.as_deref())
             }
         }
@@ -324,7 +324,8 @@ impl Drop for WaitingGuard<'_> {
 }
 
 fn refused(ServerRefusal { why, wake_at }: &ServerRefusal, profile: &Profile) -> ErrorAnswer {
-    let answer = unavailable(&why.to_string(), why.hint(profile).as_deref());
+    let answer =
+        unavailable(&why.to_string(), why.hint(profile, NextAttempt::Automatic).as_deref());
     // The other refusals do not end by themselves.
     let wait = matches!(why, DialError::Refused(Code::Superseded))
         .then(|| wake_at.saturating_duration_since(Instant::now()).as_secs() + 1);

@@ -28,7 +28,7 @@ pub(crate) use self::ollama::OllamaStatus;
 pub(super) use self::ollama::{ask as ask_ollama, ask_version};
 pub(in crate::commands) use self::text::stopping;
 use crate::{
-    dial::plan::DialPlan,
+    dial::{NextAttempt, plan::DialPlan},
     profile::{DEFAULT_NAME, ProfileDir},
     tunnel::{
         Tunnel,
@@ -351,11 +351,12 @@ impl Status {
             TunnelState::Down(down) => TunnelStatus::Down {
                 seconds: down.since.elapsed().as_secs(),
                 why: down.why.to_string(),
-                hint: down.why.hint(&profile).map(typed),
+                hint: down.why.hint(&profile, NextAttempt::Automatic).map(typed),
             },
-            TunnelState::Refused(ServerRefusal { why, .. }) => {
-                TunnelStatus::Refused { why: why.to_string(), hint: why.hint(&profile).map(typed) }
-            }
+            TunnelState::Refused(ServerRefusal { why, .. }) => TunnelStatus::Refused {
+                why: why.to_string(),
+                hint: why.hint(&profile, NextAttempt::Automatic).map(typed),
+            },
         };
         Self {
             schema: 1,

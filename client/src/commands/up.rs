@@ -24,12 +24,13 @@ use tracing::{Instrument, Span, info, info_span, warn};
 use self::{
     bootstrap::{BoxFlags, Target},
     ports::Place,
-    running::{first_word, tell_of_ollama},
+    running::{RefusedDevice, first_word, tell_of_ollama},
+    services::ServedService,
 };
 pub(super) use self::{running::RunningTunnel, tunnels::Tunnels};
 use crate::{
     commands::{in_use, logs},
-    dial::{plan::DialPlan, unmarked},
+    dial::{NextAttempt, plan::DialPlan, unmarked},
     local::{owner::Owners, unix},
     profile::{self, DEFAULT_NAME, ProfileDir, SharedProfile},
     settings::{Named, SettingFlags, Settings, SettingsFile, Source},
@@ -96,7 +97,7 @@ pub(crate) async fn run(
     result
 }
 
-/// Opens the tunnels, and serves them until all have ended.
+/// Opens the tunnels, and serves them until all have ended. Whatever ends them, the servers are told.
 async fn open(prepared: Vec<Prepared>, has_several: bool, arguments: &str) -> Result<(), Failure> {
     // It is about this laptop's networks, whichever server is reached through them.
     if let Some(first) = prepared.first() {
@@ -109,9 +110,37 @@ async fn open(prepared: Vec<Prepared>, has_several: bool, arguments: &str) -> Re
         .iter()
         .map(|server| services::bind(&server.settings, arguments))
         .collect::<Result<Vec<_>, _>>()?;
+    let parts = all_listeners.into_iter().zip(all_services);
     let mut tunnels = Tunnels::default();
+    let ended = match start(prepared, parts, has_several, arguments, &mut tunnels) {
+        Ok(first_words) => tokio::select! {
+            () = signals.asked() => Ok(()),
+            refused = all_refused(first_words) => Err(refused),
+            ended = tunnels.serve() => ended,
+        },
+        Err(why) => Err(why),
+    };
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    if ended.is_err() {
+        tunnels.wait_for_no_answer();
+    }
+    let stopped = tunnels.stop(&mut signals).await;
+    ended.and(stopped)
+}
+
+/// Starts the tunnels, and returns the tasks that wait for the first word of each server.
+///
+/// # Errors
+/// If one cannot start; `tunnels` has those that did.
+fn start(
+    prepared: Vec<Prepared>,
+    parts: impl Iterator<Item = (Vec<TcpListener>, Vec<ServedService>)>,
+    has_several: bool,
+    arguments: &str,
+    tunnels: &mut Tunnels,
+) -> Result<JoinSet<Result<(), NotServed>>, Failure> {
     let mut first_words = JoinSet::new();
-    for ((server, listeners), served) in prepared.into_iter().zip(all_listeners).zip(all_services) {
+    for (server, (listeners, served)) in prepared.into_iter().zip(parts) {
         let Prepared { settings, plan, control, place } = server;
         // Of a single server, each line of the log is about that one.
         let span = match has_several {
@@ -140,13 +169,7 @@ async fn open(prepared: Vec<Prepared>, has_several: bool, arguments: &str) -> Re
         first_words.spawn(first_word.in_current_span());
         tunnels.add(running, settings.drain.value);
     }
-    tokio::select! {
-        () = signals.asked() => {}
-        refused = all_refused(first_words) => return Err(refused),
-        ended = tunnels.serve() => ended?,
-    }
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    tunnels.stop(&mut signals).await
+    Ok(first_words)
 }
 
 /// Where applications connect, as people write it.
@@ -166,13 +189,13 @@ async fn serve(
     listening: Vec<String>,
     places: Vec<String>,
     alone: bool,
-) -> Result<(), Failure> {
+) -> Result<(), NotServed> {
     // The system's `ssh` asks its questions itself, and they must stay readable.
     let progress = (alone && !tunnel.plan().asks_by_itself())
         .then(|| Progress::show(&format!("connecting to {}", tunnel.plan().sought())));
-    first_word(&tunnel).await?;
+    first_word(&tunnel).await.map_err(|why| NotServed::Refused(Box::new(why)))?;
     drop(progress);
-    services::check(&tunnel, &settings)?;
+    services::check(&tunnel, &settings).map_err(NotServed::Lacks)?;
     info!("ready: Ollama on {}", places.first().map_or("localhost", String::as_str));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     // Only where a person reads it: the requests count against this device's limits.
@@ -282,8 +305,25 @@ async fn prepare(
     }
 }
 
+/// Why a server is not used.
+enum NotServed {
+    Refused(Box<RefusedDevice>),
+    /// It has not a service that was asked for.
+    Lacks(Failure),
+}
+
+impl NotServed {
+    /// The failure of a command; `next` is who connects when it is cured.
+    fn failure(&self, next: NextAttempt) -> Failure {
+        match self {
+            Self::Refused(refused) => refused.failure(next),
+            Self::Lacks(failure) => failure.clone(),
+        }
+    }
+}
+
 /// Waits for the first word of each server, and ends when all have refused this device.
-async fn all_refused(mut first_words: JoinSet<Result<(), Failure>>) -> Failure {
+async fn all_refused(mut first_words: JoinSet<Result<(), NotServed>>) -> Failure {
     let several = first_words.len() > 1;
     let (mut is_ready, mut refused) = (false, None);
     while let Some(word) = first_words.join_next().await {
@@ -291,7 +331,8 @@ async fn all_refused(mut first_words: JoinSet<Result<(), Failure>>) -> Failure {
             Ok(Ok(())) => is_ready = true,
             Ok(Err(why)) => {
                 if several {
-                    warn!("{}", in_one_line(&why));
+                    // This process goes on, at least while another server may be used.
+                    warn!("{}", in_one_line(&why.failure(NextAttempt::Automatic)));
                 }
                 refused = refused.or(Some(why));
             }
@@ -300,7 +341,7 @@ async fn all_refused(mut first_words: JoinSet<Result<(), Failure>>) -> Failure {
         }
     }
     match refused {
-        Some(why) if !is_ready => why,
+        Some(why) if !is_ready => why.failure(NextAttempt::UpCommand),
         _ => std::future::pending().await,
     }
 }

@@ -102,9 +102,20 @@ pub enum DialError {
     Socket(Arc<io::Error>),
 }
 
+/// Who connects next, when what is wrong has been cured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NextAttempt {
+    /// The running process, by itself.
+    Automatic,
+    /// A person, by `adit up`: no process is left that would.
+    UpCommand,
+    /// A person, by the command that has failed.
+    SameCommand,
+}
+
 impl DialError {
     /// How to cure it. The commands can be typed as they are on this device.
-    pub(crate) fn hint(&self, profile: &Profile) -> Option<String> {
+    pub(crate) fn hint(&self, profile: &Profile, next: NextAttempt) -> Option<String> {
         // Its name is still that of the enrolled device.
         let device = &profile.enrolled.device;
         let frees = ["revoke", "forget"].map(|verb| format!("aditd device {verb} {device}"));
@@ -112,8 +123,17 @@ impl DialError {
         Some(match self {
             Self::Revoked(revocation) => {
                 let cure = revocation.cure(device.as_str());
-                let restored =
-                    format!("{cure}, then `adit up{}` here", profile.profile_dir.argument());
+                let restored = match next {
+                    NextAttempt::Automatic => {
+                        format!("{cure}; this device connects by itself then, within a minute")
+                    }
+                    NextAttempt::UpCommand => {
+                        format!("{cure}, then `adit up{}` here", profile.profile_dir.argument())
+                    }
+                    NextAttempt::SameCommand => {
+                        format!("{cure}, then run the same command again here")
+                    }
+                };
                 if revocation.user.is_some() {
                     return Some(restored);
                 }
@@ -154,10 +174,14 @@ impl DialError {
                     self::again(profile, &frees, key)
                 )
             }
-            Self::LeadsBack(_) => format!(
-                "choose another port: `adit up{} --listen localhost:11500`",
-                profile.profile_dir.argument()
-            ),
+            Self::LeadsBack(_) => {
+                let argument = profile.profile_dir.argument();
+                let down = match next {
+                    NextAttempt::UpCommand => String::new(),
+                    _ => format!("`adit down{argument}`, then "),
+                };
+                format!("choose another port: {down}`adit up{argument} --listen localhost:11500`")
+            }
             other => return other.general_hint(),
         })
     }

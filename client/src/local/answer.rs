@@ -1,6 +1,9 @@
 //! Answers of the client to an application when the server cannot answer.
 
-use crate::{dial::DialError, profile::Profile};
+use crate::{
+    dial::{DialError, NextAttempt},
+    profile::Profile,
+};
 use common::{machine::report::typed, transport::splice};
 use proto::{
     ollama::answer::{self, ErrorAnswer},
@@ -29,7 +32,8 @@ pub(crate) fn revoked(revocation: &Revocation, profile: &Profile) -> ErrorAnswer
 /// The answer to a request whose session ended because this device's sign-in has ended.
 pub(crate) fn signed_out(profile: &Profile) -> ErrorAnswer {
     let why = DialError::Refused(Code::SignedOut);
-    let cure = why.hint(profile).map(|cure| format!(": {}", typed(cure))).unwrap_or_default();
+    let cure = why.hint(profile, NextAttempt::Automatic);
+    let cure = cure.map(|cure| format!(": {}", typed(cure))).unwrap_or_default();
     ErrorAnswer { sentence: format!("adit: {why}{cure}"), ..Code::SignedOut.into() }
 }
 

@@ -31,7 +31,7 @@ use tracing::{Instrument, debug, warn};
 use self::greeting::{Leave, listen_to};
 pub(crate) use self::greeting::{begin_session, greeted, take_leave};
 use crate::{
-    dial::{DialError, Dialed, plan::DialPlan, route::Route},
+    dial::{DialError, Dialed, NextAttempt, plan::DialPlan, route::Route},
     tunnel::{
         backoff::{self, Backoff, Pause, Refusal},
         events::Events,
@@ -214,7 +214,7 @@ impl Reconnect {
     /// Logs why there is no tunnel, if that is news.
     fn tell(&self, why: &DialError, news: &mut News) {
         if news.is_news(why) {
-            let hint = why.hint(&self.plan.profile.get());
+            let hint = why.hint(&self.plan.profile.get(), NextAttempt::Automatic);
             warn!(
                 "no tunnel: {why}{}",
                 hint.map(|h| format!(" ({})", typed(h))).unwrap_or_default()

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     commands::status::{self, ControlRequest, OllamaStatus, Status},
-    dial::{DialError, Dialed, plan::DialPlan, route::CarrierChoice},
+    dial::{DialError, Dialed, NextAttempt, plan::DialPlan, route::CarrierChoice},
     profile::{Profile, ProfileDir, SharedProfile},
     ssh::{Inspected, SshError, SshTarget},
     tunnel::{
@@ -172,7 +172,10 @@ async fn look_by_udp(plan: &DialPlan, profile: &Profile) -> UdpOutcome {
         Err(_) | Ok(Err(DialError::NoAnswer(_))) => {
             UdpOutcome { found: Some(Udp::Silent(plan.addresses())), dialed: None }
         }
-        Ok(Err(e)) => UdpOutcome { found: Some(Udp::Failed(e.failure(profile))), dialed: None },
+        Ok(Err(e)) => UdpOutcome {
+            found: Some(Udp::Failed(e.failure(profile, NextAttempt::UpCommand))),
+            dialed: None,
+        },
     }
 }
 
@@ -229,7 +232,7 @@ async fn open(
 ) -> Result<Inspection, Failure> {
     // The server answers only a device that it lets in again.
     if let Some(revocation) = profile.revoked.clone().filter(|_| dialed.is_none()) {
-        return Err(DialError::Revoked(revocation).failure(profile));
+        return Err(DialError::Revoked(revocation).failure(profile, NextAttempt::UpCommand));
     }
     // An `adit up` that starts now would end this session, and would report that another machine
     // uses its certificate.
@@ -241,9 +244,11 @@ async fn open(
     let dialed = match dialed {
         Some(dialed) => dialed,
         None if ssh.is_some_and(|ssh| ssh.login.is_ok()) => {
-            plan.dial_ssh().await.map_err(|e| e.failure(profile))?
+            plan.dial_ssh().await.map_err(|e| e.failure(profile, NextAttempt::UpCommand))?
         }
-        None => return Err(DialError::NoAnswer(plan.sought()).failure(profile)),
+        None => {
+            return Err(DialError::NoAnswer(plan.sought()).failure(profile, NextAttempt::UpCommand));
+        }
     };
     let to = dialed.route.to_string();
     let greeted = reconnect::begin_session(&dialed.connection, &to, profile.epoch.clone());
@@ -252,12 +257,12 @@ async fn open(
     let (hello, _notices, _probes) = match greeted {
         Ok((hello, ..)) if hello.certificate_expired || has_ended(profile) => {
             close(&dialed).await;
-            return Err(DialError::Refused(Code::Expired).failure(profile));
+            return Err(DialError::Refused(Code::Expired).failure(profile, NextAttempt::UpCommand));
         }
         Ok(greeted) => greeted,
         Err(e) => {
             close(&dialed).await;
-            return Err(e.failure(profile));
+            return Err(e.failure(profile, NextAttempt::UpCommand));
         }
     };
     let up: Arc<Up> = Up::new(dialed, hello, None, &CancellationToken::new());
@@ -283,8 +288,8 @@ fn told(ollama: OllamaStatus) -> RequestFound {
 
 impl DialError {
     /// This error as a failure with its cures.
-    pub(crate) fn failure(&self, profile: &Profile) -> Failure {
-        let hint = self.hint(profile);
+    pub(crate) fn failure(&self, profile: &Profile, next: NextAttempt) -> Failure {
+        let hint = self.hint(profile, next);
         let failure = match self {
             Self::Revoked(_) => Failure::from_error(self.clone()).exit(Exit::NotAllowed),
             other => Failure::from_error(other.clone()),

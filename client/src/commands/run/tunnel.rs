@@ -131,14 +131,18 @@ pub(crate) async fn run(
     };
     tell(&Begun::Ready).await?;
     let leases = running.leases.clone();
-    tokio::select! {
-        () = leases.none_left() => {}
-        () = stop.asked() => {}
-        ended = running.parts.ended() => return Err(ended),
-    }
+    let ended = tokio::select! {
+        () = leases.none_left() => Ok(()),
+        () = stop.asked() => Ok(()),
+        ended = running.parts.ended() => Err(ended),
+    };
     let mut tunnels = Tunnels::default();
     tunnels.add(running, settings.drain.value);
-    tunnels.stop(&mut stop).await
+    if ended.is_err() {
+        tunnels.wait_for_no_answer();
+    }
+    let stopped = tunnels.stop(&mut stop).await;
+    ended.and(stopped)
 }
 
 async fn tell(begun: &Begun) -> Result<(), Failure> {

@@ -23,7 +23,7 @@ use tracing::{Instrument, info, warn};
 use super::{services::ServedService, watched::Watched};
 use crate::{
     commands::status::{ControlRequest, OllamaStatus, ServiceStatus, Status, ask_ollama, stopping},
-    dial::{DialError, plan::DialPlan},
+    dial::{DialError, NextAttempt, plan::DialPlan},
     local::{
         front::{self, Front},
         lease::{Lease, LeaseAnswer, Leases},
@@ -175,7 +175,7 @@ impl RunningTunnel {
             warn!("{programs} of `adit run` can make no more requests");
         }
         self.connections.close();
-        if !self.connections.is_empty() {
+        if !self.connections.is_empty() && !end_now.is_cancelled() {
             info!(
                 "{} (press Ctrl-C again to end them now)",
                 stopping(self.connections.len(), Some(drain))
@@ -265,13 +265,14 @@ fn ended_by_itself(ended: Result<(), JoinError>) -> Failure {
 ///
 /// # Errors
 /// If the server refuses it.
-pub(in crate::commands) async fn first_word(tunnel: &Tunnel) -> Result<(), Failure> {
+pub(in crate::commands) async fn first_word(tunnel: &Tunnel) -> Result<(), RefusedDevice> {
     let mut state = tunnel.state();
     loop {
         match &*state.borrow_and_update() {
             TunnelState::Up(_) => return Ok(()),
             TunnelState::Refused(ServerRefusal { why, .. }) => {
-                return Err(refused(why, &tunnel.profile()));
+                let (why, profile) = (why.clone(), tunnel.profile());
+                return Err(RefusedDevice { why, profile });
             }
             TunnelState::Down(_) | TunnelState::Silent(_) => {}
         }
@@ -282,18 +283,26 @@ pub(in crate::commands) async fn first_word(tunnel: &Tunnel) -> Result<(), Failu
     }
 }
 
-/// Why the server refused this device, and how it is let in again.
-fn refused(why: &DialError, profile: &Profile) -> Failure {
-    let failure = match why {
-        DialError::Refused(_) | DialError::Revoked(_) => {
-            Failure::new("the server does not let this device in")
-                .exit(Exit::NotAllowed)
-                .source(why.to_string())
-        }
-        // Not a refusal of the server.
-        why => Failure::from_error(why.clone()),
-    };
-    why.hint(profile).into_iter().fold(failure, Failure::hint)
+/// Why the server has refused this device.
+pub(in crate::commands) struct RefusedDevice {
+    why: DialError,
+    profile: Profile,
+}
+
+impl RefusedDevice {
+    /// Why, and how it is let in again.
+    pub(super) fn failure(&self, next: NextAttempt) -> Failure {
+        let failure = match &self.why {
+            DialError::Refused(_) | DialError::Revoked(_) => {
+                Failure::new("the server does not let this device in")
+                    .exit(Exit::NotAllowed)
+                    .source(self.why.to_string())
+            }
+            // Not a refusal of the server.
+            why => Failure::from_error(why.clone()),
+        };
+        self.why.hint(&self.profile, next).into_iter().fold(failure, Failure::hint)
+    }
 }
 
 /// The parts that `adit status` shows.
@@ -348,7 +357,10 @@ impl StatusSource {
         }
         let waits_for = match tokio::time::timeout(UP_WITHIN, first_word(&self.tunnel)).await {
             Ok(Ok(())) => None,
-            Ok(Err(refused)) => return (LeaseAnswer::Failed(refused), None),
+            Ok(Err(refused)) => {
+                let failure = refused.failure(NextAttempt::SameCommand);
+                return (LeaseAnswer::Failed(failure), None);
+            }
             Err(_) => match &*self.tunnel.state().borrow() {
                 TunnelState::Down(down) => Some(down.why.to_string()),
                 _ => Some("the server is silent".to_owned()),
@@ -399,7 +411,8 @@ async fn answer_control(control: Control, shown: StatusSource) {
                 ControlRequest::Doctor => {
                     let inspected = shown.tunnel.inspect().await;
                     let profile = shown.tunnel.profile();
-                    let inspected = inspected.map_err(|why| why.failure(&profile));
+                    let inspected =
+                        inspected.map_err(|why| why.failure(&profile, NextAttempt::Automatic));
                     (ControlAnswer::Doctor(Box::new(inspected)), None)
                 }
                 ControlRequest::Lease => {

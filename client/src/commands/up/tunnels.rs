@@ -89,6 +89,11 @@ impl Tunnels {
         .await
     }
 
+    /// Lets no answer go on that still runs when the tunnels are stopped.
+    pub(in crate::commands) fn wait_for_no_answer(&self) {
+        self.end_now.cancel();
+    }
+
     fn end(&mut self, TunnelToEnd { running, drain, span, .. }: TunnelToEnd) {
         self.stopping.spawn(running.stop(self.end_now.clone(), drain).instrument(span));
     }

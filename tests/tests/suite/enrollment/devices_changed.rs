@@ -32,10 +32,17 @@ async fn the_reason_of_a_revocation_reaches_every_tool_and_the_next_start() {
     let status = device.status().await;
     assert_eq!(status["tunnel"]["state"], "refused");
     assert!(status["tunnel"]["why"].as_str().is_some_and(|why| why.contains(reason)), "{status}");
+    let cure = status["tunnel"]["hint"].as_str().expect("a cure");
+    assert!(cure.contains("connects by itself") && !cure.contains("`adit up"), "{cure}");
+    assert!(answer.contains("connects by itself"), "{answer}");
+    // A program that asks the running one for a port has ended, though it goes on.
+    let program = device.run(&["true"]).await;
+    assert_told(&program, NOT_ALLOWED, &["then run the same command again"]);
     up.adit.kill().await;
 
     let shut_out = up_to_its_end(&device).await;
-    assert_told(&shut_out, NOT_ALLOWED, &[reason, "aditd device restore laptop"]);
+    let cure = "aditd device restore laptop` on the server, then `adit up` here";
+    assert_told(&shut_out, NOT_ALLOWED, &[reason, cure]);
     let doctor = device.adit(&["doctor", "--json"], "").await;
     assert!(doctor.stdout.contains(reason), "{}", doctor.stdout);
     let shown = world.aditd(&["device", "show", "laptop"]).await.stdout;

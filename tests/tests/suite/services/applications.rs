@@ -61,6 +61,8 @@ async fn a_service_that_the_server_does_not_have_is_told_with_those_that_it_has(
         assert_eq!(refused.code, Some(2), "{refused:?}");
         assert!(refused.stderr.contains("no service `whisper`"), "{}", refused.stderr);
         assert!(refused.stderr.contains("it has: `ollama`, `vllm`"), "{}", refused.stderr);
+        // The server was told of the end: what watches over this process had nothing to say.
+        assert!(!refused.stderr.contains("without a word"), "{}", refused.stderr);
     }
 
     // What the server's owner changes does not keep Ollama from the applications.

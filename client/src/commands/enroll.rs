@@ -62,7 +62,7 @@ pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure>
             profile_dir.argument(),
             profile_dir.flag()
         ))
-        .hint("to enroll at a second server: `adit enroll --name NAME`"));
+        .hint("to enroll at a second server: run the same command again with `--name NAME`"));
     }
     let profile = match server {
         Some(mut target) => {
@@ -243,7 +243,9 @@ fn bounded(from: impl Read) -> std::io::Result<Vec<u8>> {
 async fn take(profile_dir: &ProfileDir) -> Result<File, Failure> {
     let what = format!("the enrollment `{}` is in use", profile_dir.name);
     let taken = in_use::take(profile_dir, &what, control::lock).await;
-    taken.map_err(|why| why.hint("to enroll at a second server: `adit enroll --name NAME`"))
+    taken.map_err(|why| {
+        why.hint("to enroll at a second server: run the same command again with `--name NAME`")
+    })
 }
 
 /// Checks an answer before it is stored: the certificate is for this device's key, from the CA that

@@ -109,7 +109,7 @@ async fn enroll(config: &Config, name: &str, socket: Option<PathBuf>) -> Result<
     let name: Name = name.parse().map_err(|why| {
         Failure::new(format!("`{name}` can't be a device's name"))
             .source(why)
-            .hint("choose another name: add `--device NAME` to `adit enroll`")
+            .hint("choose another name: run the same command again with `--device NAME`")
             .exit(Exit::Usage)
     })?;
     let unreadable = |why: String| {

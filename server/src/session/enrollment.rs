@@ -337,7 +337,7 @@ impl From<NotEnrolled> for Failure {
 
 /// What the person at a new device is told of a name that it can't have.
 pub(super) fn name_refused(error: DeviceError) -> Failure {
-    const OTHER: &str = "choose another name: add `--device NAME` to `adit enroll`";
+    const OTHER: &str = "choose another name: run the same command again with `--device NAME`";
     let frees = match &error {
         DeviceError::NameTaken(name) => {
             format!(

@@ -134,7 +134,7 @@ fn stopping() -> Failure {
 /// For somebody who has not signed in: why it is not free is told nobody yet.
 fn not_free(name: &Name) -> Failure {
     Failure::new(format!("the name `{name}` is not free"))
-        .hint("choose another name: add `--device NAME` to `adit enroll`")
+        .hint("choose another name: run the same command again with `--device NAME`")
 }
 
 fn not_configured() -> Failure {

@@ -146,7 +146,10 @@ async fn a_sign_in_that_is_denied_late_or_without_a_role_enrolls_nobody() {
     let taken = SigningIn::begin(&world, &device, Some(&code), &["--device", "desktop"]).await;
     let (status, taken) = taken.end().await;
     assert!(!status.success() && taken.contains("the name `desktop` is not free"), "{taken}");
-    assert!(taken.contains("add `--device NAME`") && !taken.contains("sign in at"), "{taken}");
+    assert!(
+        taken.contains("again with `--device NAME`") && !taken.contains("sign in at"),
+        "{taken}"
+    );
     // Who is revoked here is not let in by the provider.
     assert_eq!(world.aditd(&["user", "revoke", "alice@example.com"]).await.code, Some(0));
     let revoked = {

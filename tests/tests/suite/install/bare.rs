@@ -157,6 +157,10 @@ async fn an_aditd_that_runs_is_kept_for_the_next_laptop() {
     let (servers, before) = (gpu.servers(), gpu.everything());
     // Another laptop, which has no aditd for the box and need not ask.
     std::fs::rename(gpu.scratch("state"), gpu.scratch("first")).expect("renamed");
+    // It has the name of the first one. The cure is about the command that was typed.
+    let taken = gpu.adit(&["up", &gpu.url, "--listen", "127.0.0.1:0"]).await;
+    let cure = "run the same command again with `--device NAME`";
+    assert!(taken.code == Some(1) && taken.stderr.contains(cure), "{taken:?}");
     let args = ["up", &gpu.url, "--device", "second", "--listen", "127.0.0.1:0", "-v"];
     let up = gpu.up(&args).await;
     gpu.has_tokens(&up).await;

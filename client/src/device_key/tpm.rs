@@ -40,7 +40,7 @@ const HEAD: usize = 10;
 /// A socket stands for a TPM in tests and in virtual machines, and may be silent: so long its thread
 /// waits. Whoever waits for the thread gives up earlier.
 const WITHIN: Duration = Duration::from_secs(60);
-/// How often a command is sent that the TPM wants again, and the pause between.
+/// How often a command is sent at most, if the TPM wants it again, and the pause between.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -307,7 +307,7 @@ fn run<C: TpmFrame, R: TpmUnmarshalBody>(
         tpm_marshal_command(command, tag, sessions, &mut writer)?;
         writer.len()
     };
-    for _ in 1..TRIES {
+    for _ in 0..TRIES {
         let answer = exchange(channel, &bytes[..len])?;
         let response = TpmResponse::cast(&answer)?;
         match response.rc()? {
@@ -353,6 +353,51 @@ fn exchange(channel: &mut dyn Channel, command: &[u8]) -> io::Result<Vec<u8>> {
         match channel.read(&mut answer[len..])? {
             0 => return Err(ErrorKind::UnexpectedEof.into()),
             n => len += n,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A TPM that wants the command again for some time.
+    #[derive(Default)]
+    struct Busy {
+        again: u32,
+        sent: u32,
+        answer: Vec<u8>,
+    }
+
+    impl Write for Busy {
+        fn write(&mut self, command: &[u8]) -> io::Result<usize> {
+            // TPM_RC_RETRY or TPM_RC_SUCCESS (TPM 2.0 part 2 section 6.6.3), and no parameters.
+            let code: u32 = if self.sent < self.again { 0x922 } else { 0 };
+            self.sent += 1;
+            self.answer = [&[0x80, 0x01, 0, 0, 0, 10][..], &code.to_be_bytes()].concat();
+            Ok(command.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Read for Busy {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            into[..self.answer.len()].copy_from_slice(&self.answer);
+            Ok(std::mem::take(&mut self.answer).len())
+        }
+    }
+
+    #[test]
+    fn a_command_is_sent_as_often_as_it_says() {
+        let key = TpmHandle::new(TpmRh::Null.value());
+        for (again, sent, is_done) in
+            [(0, 1, true), (1, 2, true), (TRIES - 1, TRIES, true), (TRIES, TRIES, false)]
+        {
+            let mut busy = Busy { again, ..Busy::default() };
+            assert_eq!((flush(&mut busy, key).is_ok(), busy.sent), (is_done, sent), "{again}");
         }
     }
 }

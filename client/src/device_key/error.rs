@@ -30,6 +30,8 @@ enum Kind {
     Passing,
     /// A person has to type the PIN.
     NeedsPin {
+        /// The name of the token.
+        token: String,
         /// The question at the terminal.
         prompt: String,
         /// Whether the token locks itself if the PIN is wrong.
@@ -38,6 +40,9 @@ enum Kind {
     /// It stays so until somebody changes something.
     Lasting,
 }
+
+/// What makes the question for a PIN needless.
+const PIN_IN_FILE: &str = "or keep the PIN in a file that only you can read, and enroll again (`adit enroll --replace`) with `pin-source=file:/PATH` in the URI of `--key`";
 
 impl KeyError {
     pub(crate) fn passing(what: impl Into<String>, hint: impl Into<String>) -> Self {
@@ -53,12 +58,22 @@ impl KeyError {
         let last = if is_last_try { " (the last try before it is locked)" } else { "" };
         Self {
             what: format!("the token {token} needs its PIN{last}, and nobody is there to type it"),
-            hint: "run the same command in a terminal, and type the PIN; or keep the PIN in a file that only you can read, and enroll again (`adit enroll --replace`) with `pin-source=file:/PATH` in the URI of `--key`".to_owned(),
+            hint: format!("run the same command in a terminal, and type the PIN; {PIN_IN_FILE}"),
             kind: Kind::NeedsPin {
+                token: token.to_owned(),
                 prompt: format!("PIN of the token {token}{last}: "),
                 is_last_try,
             },
         }
+    }
+
+    /// This error, where a person was asked for the PIN and typed none.
+    pub(super) fn pin_not_typed(mut self) -> Self {
+        if let Kind::NeedsPin { token, .. } = &self.kind {
+            self.what = format!("no PIN was typed for the token {token}");
+            self.hint = format!("run the same command again, and type the PIN; {PIN_IN_FILE}");
+        }
+        self
     }
 
     /// The library of a token hangs.

@@ -127,7 +127,13 @@ impl Device {
     async fn ask(&self, uri: &KeyUri, missing: &KeyError) -> Result<(), KeyError> {
         let Some(prompt) = missing.prompt() else { return Ok(()) };
         let pin = ask::secret(prompt).await.filter(|pin| !pin.is_empty());
-        let (pin, is_last_try) = (pin.ok_or_else(|| missing.clone())?, missing.is_last_try());
+        let Some(pin) = pin else {
+            return Err(match ask::somebody_is_there() {
+                true => missing.clone().pin_not_typed(),
+                false => missing.clone(),
+            });
+        };
+        let is_last_try = missing.is_last_try();
         self.run(uri, move |hardware| {
             hardware.set_pin(pin, is_last_try);
             Ok(())

@@ -296,6 +296,14 @@ async fn a_pin_that_no_file_has_is_asked_for_at_the_terminal() {
     terminal.types("11112222").await;
     assert_eq!(terminal.ended().await, Some(1));
     assert!(terminal.screen().contains("the PIN is wrong"), "{}", terminal.screen());
+    // Somebody is there, and types nothing.
+    let mut terminal = Terminal::run(&enroll);
+    terminal.shows("PIN of the token `work`: ").await;
+    terminal.types("").await;
+    assert_eq!(terminal.ended().await, Some(1));
+    let screen = terminal.screen();
+    assert!(screen.contains("no PIN was typed for the token `work`"), "{screen}");
+    assert!(!screen.contains("nobody is there"), "{screen}");
 
     let mut terminal = Terminal::run(&enroll);
     terminal.shows("PIN of the token `work`: ").await;

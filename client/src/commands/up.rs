@@ -1,21 +1,21 @@
 //! `adit up`: starts all parts, says when the tunnel is ready, and drains when it is stopped.
 
 pub(crate) mod bootstrap;
+mod first_words;
 mod ports;
 mod running;
 mod services;
 mod tunnels;
 mod watched;
 
-use std::{collections::HashSet, io::IsTerminal, path::Path};
+use std::{collections::HashSet, path::Path, time::Duration};
 
 use clap::Args;
 use common::machine::{
     control::Control,
     log_file,
     process::StopSignals,
-    progress::Progress,
-    report::{Exit, Failure, typed},
+    report::{Exit, Failure},
 };
 use proto::identity::Name;
 use tokio::{net::TcpListener, task::JoinSet};
@@ -23,19 +23,18 @@ use tracing::{Instrument, Span, info, info_span, warn};
 
 use self::{
     bootstrap::{BoxFlags, Target},
+    first_words::{NotServed, all_refused, in_one_line, serve},
     ports::Place,
-    running::{RefusedDevice, first_word, tell_of_ollama},
     services::ServedService,
 };
 pub(super) use self::{running::RunningTunnel, tunnels::Tunnels};
 use crate::{
     commands::{in_use, logs},
-    dial::{NextAttempt, plan::DialPlan, unmarked},
+    dial::{plan::DialPlan, unmarked},
     local::{owner::Owners, unix},
     profile::{self, DEFAULT_NAME, ProfileDir, SharedProfile},
     settings::{Named, SettingFlags, Settings, SettingsFile, Source},
     ssh::SshTarget,
-    tunnel::Tunnel,
 };
 
 /// Flags of `up`.
@@ -66,6 +65,9 @@ struct Prepared {
     place: Place,
 }
 
+/// How long a login may go on after the order to stop: the system's ssh ends by itself.
+const ENDS_WITHIN: Duration = Duration::from_secs(2);
+
 /// Runs until it is stopped (SIGINT, SIGTERM, or SIGHUP from a closed terminal), or until the
 /// server refuses this device at the first attempt; of several servers, until all have.
 ///
@@ -78,33 +80,68 @@ pub(crate) async fn run(
     file: &SettingsFile,
 ) -> Result<(), Failure> {
     warn_of_unknown_tables(state_dir, file)?;
-    let chosen = chosen(state_dir, &flags).await?;
-    if chosen.is_empty() {
+    // Before the first login. A signal that comes between two steps is not lost.
+    let mut signals = StopSignals::listen_at_terminal()
+        .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
+    let preparing = async {
+        let chosen = chosen(state_dir, &flags).await?;
+        let (has_several, arguments) = (chosen.len() > 1, arguments(&flags, &chosen));
+        Ok((prepare(chosen, &flags, named, file).await?, has_several, arguments))
+    };
+    let prepared = unless_asked(signals.asked(), ENDS_WITHIN, preparing).await?;
+    let Some((prepared, has_several, arguments)) = prepared else { return Ok(()) };
+    if prepared.is_empty() {
         return Ok(());
     }
-    let (has_several, arguments) = (chosen.len() > 1, arguments(&flags, &chosen));
-    let prepared = prepare(chosen, &flags, named, file).await?;
     for server in &prepared {
         let profile_dir = server.place.profile.get().profile_dir;
         if let Err(e) = logs::keep(&profile_dir, &format!("adit up{arguments}")) {
             warn!("`adit logs` will not show this log: {e}");
         }
     }
-    let result = open(prepared, has_several, &arguments).await;
+    let result = open(prepared, has_several, &arguments, &mut signals).await;
     if let Err(why) = &result {
         log_file::note(&why.to_string());
     }
     result
 }
 
+/// Does `work`, unless a person or the system asks this program to stop meanwhile: `None` then. What is
+/// under way gets the time `within` for an end of its own, with which the terminal's echo is turned on
+/// again.
+///
+/// # Errors
+/// Those of `work`.
+async fn unless_asked<T>(
+    asked: impl Future<Output = ()>,
+    within: Duration,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<Option<T>, Failure> {
+    let mut is_asked = false;
+    let given_up = async {
+        asked.await;
+        is_asked = true;
+        tokio::time::sleep(within).await;
+    };
+    let done = tokio::select! {
+        biased;
+        done = work => done?,
+        () = given_up => return Err(bootstrap::stopped()),
+    };
+    Ok((!is_asked).then_some(done))
+}
+
 /// Opens the tunnels, and serves them until all have ended. Whatever ends them, the servers are told.
-async fn open(prepared: Vec<Prepared>, has_several: bool, arguments: &str) -> Result<(), Failure> {
+async fn open(
+    prepared: Vec<Prepared>,
+    has_several: bool,
+    arguments: &str,
+    signals: &mut StopSignals,
+) -> Result<(), Failure> {
     // It is about this laptop's networks, whichever server is reached through them.
     if let Some(first) = prepared.first() {
         unmarked::keep_in(&first.place.profile.get().profile_dir.dir);
     }
-    let mut signals = StopSignals::listen_at_terminal()
-        .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
     let all_listeners = ports::bind(prepared.iter().map(|server| &server.place), arguments).await?;
     let all_services = prepared
         .iter()
@@ -124,7 +161,7 @@ async fn open(prepared: Vec<Prepared>, has_several: bool, arguments: &str) -> Re
     if ended.is_err() {
         tunnels.wait_for_no_answer();
     }
-    let stopped = tunnels.stop(&mut signals).await;
+    let stopped = tunnels.stop(signals).await;
     ended.and(stopped)
 }
 
@@ -176,33 +213,6 @@ fn start(
 fn places(listening: &[String], sockets: &[String]) -> Vec<String> {
     let addresses = listening.iter().map(|address| format!("http://{address}"));
     addresses.chain(sockets.iter().cloned()).collect()
-}
-
-/// Waits until the server has accepted this device, and says so. `alone`: also meanwhile that it
-/// waits.
-///
-/// # Errors
-/// If the server refuses this device, or has not a service that was asked for.
-async fn serve(
-    tunnel: Tunnel,
-    settings: Settings,
-    listening: Vec<String>,
-    places: Vec<String>,
-    alone: bool,
-) -> Result<(), NotServed> {
-    // The system's `ssh` asks its questions itself, and they must stay readable.
-    let progress = (alone && !tunnel.plan().asks_by_itself())
-        .then(|| Progress::show(&format!("connecting to {}", tunnel.plan().sought())));
-    first_word(&tunnel).await.map_err(|why| NotServed::Refused(Box::new(why)))?;
-    drop(progress);
-    services::check(&tunnel, &settings).map_err(NotServed::Lacks)?;
-    info!("ready: Ollama on {}", places.first().map_or("localhost", String::as_str));
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    // Only where a person reads it: the requests count against this device's limits.
-    if std::io::stderr().is_terminal() {
-        tell_of_ollama(&tunnel, &listening).await;
-    }
-    Ok(())
 }
 
 /// A table for a server that does not exist is most likely a misspelt name.
@@ -305,55 +315,6 @@ async fn prepare(
     }
 }
 
-/// Why a server is not used.
-enum NotServed {
-    Refused(Box<RefusedDevice>),
-    /// It has not a service that was asked for.
-    Lacks(Failure),
-}
-
-impl NotServed {
-    /// The failure of a command; `next` is who connects when it is cured.
-    fn failure(&self, next: NextAttempt) -> Failure {
-        match self {
-            Self::Refused(refused) => refused.failure(next),
-            Self::Lacks(failure) => failure.clone(),
-        }
-    }
-}
-
-/// Waits for the first word of each server, and ends when all have refused this device.
-async fn all_refused(mut first_words: JoinSet<Result<(), NotServed>>) -> Failure {
-    let several = first_words.len() > 1;
-    let (mut is_ready, mut refused) = (false, None);
-    while let Some(word) = first_words.join_next().await {
-        match word {
-            Ok(Ok(())) => is_ready = true,
-            Ok(Err(why)) => {
-                if several {
-                    // This process goes on, at least while another server may be used.
-                    warn!("{}", in_one_line(&why.failure(NextAttempt::Automatic)));
-                }
-                refused = refused.or(Some(why));
-            }
-            // A defect, which the log has told.
-            Err(_) => {}
-        }
-    }
-    match refused {
-        Some(why) if !is_ready => why.failure(NextAttempt::UpCommand),
-        _ => std::future::pending().await,
-    }
-}
-
-/// A failure as a line of the log.
-fn in_one_line(failure: &Failure) -> String {
-    let causes: String = failure.causes().iter().map(|cause| format!(": {cause}")).collect();
-    let hints = typed(failure.hints().join("; "));
-    let hints = if hints.is_empty() { hints } else { format!(" ({hints})") };
-    format!("{}{causes}{hints}", failure.what())
-}
-
 /// The addresses and carriers to try. What was unlocked for `login` is used again.
 ///
 /// # Errors
@@ -403,4 +364,32 @@ pub(super) fn let_in(
             .source(format!("the kernel does not tell who makes a connection: {e}"))
             .hint(format!("to let every user of this computer in: `adit up{name} --any-user`"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_order_to_stop_is_not_lost_between_two_steps() {
+        let done = || async {
+            tokio::task::yield_now().await;
+            Ok(7)
+        };
+        let long = Duration::MAX;
+        assert_eq!(unless_asked(pending(), long, done()).await, Ok(Some(7)));
+        // The step is whole, and nothing follows.
+        assert_eq!(unless_asked(ready(()), long, done()).await, Ok(None));
+        // The step has an end of its own, or none.
+        let own = async {
+            tokio::task::yield_now().await;
+            Err::<u8, _>(Failure::new("its own end"))
+        };
+        let failed = unless_asked(ready(()), long, own).await;
+        assert_eq!(failed, Err(Failure::new("its own end")));
+        let given_up = unless_asked::<u8>(ready(()), Duration::ZERO, pending()).await;
+        assert_eq!(given_up, Err(bootstrap::stopped()));
+    }
 }

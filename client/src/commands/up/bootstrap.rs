@@ -159,9 +159,14 @@ pub(crate) async fn prepare(
     let device = device_name(flags.device.clone())?;
     tokio::select! {
         done = Job { target: &target, flags, device, profile_dir }.run() => done,
-        () = interrupted(&target) => Err(Failure::new("interrupted")
-            .hint("run the same command again: it continues where this one has stopped")),
+        () = interrupted(&target) => Err(stopped()),
     }
+}
+
+/// The failure that this program was stopped before the tunnel was opened.
+pub(super) fn stopped() -> Failure {
+    Failure::new("interrupted")
+        .hint("run the same command again: it continues where this one has stopped")
 }
 
 /// Installs the aditd of a server that this device knows again, if adit has installed it and it does not

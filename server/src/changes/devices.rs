@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use common::machine::process::unix_now;
 use proto::{
-    epoch::Standing,
     identity::{DeviceId, Name, RECOVER_WITHIN, UserName},
     ollama::model::ModelPattern,
     wire::Reason,
@@ -172,18 +171,12 @@ impl Changes<'_> {
     }
 
     /// Lets a device in that was held back after a restore; `None` for all of them. Returns those
-    /// that were held back.
+    /// that were held back: if this fails, none is let in.
     pub(crate) fn confirm(&self, name: Option<&str>) -> Result<Vec<Device>, DeviceError> {
-        let mut held = match name {
-            Some(name) => vec![self.state.register.find(name)?],
-            None => self.state.register.devices()?,
-        };
-        held.retain(|device| device.standing() == Standing::Held);
-        let mut confirmed = Vec::new();
-        for device in held {
-            self.state.register.confirm(device.id)?;
+        let only = name.map(|name| self.state.register.find(name)).transpose()?;
+        let confirmed = self.state.register.confirm(only.map(|device| device.id))?;
+        for device in &confirmed {
             self.note(Event::Confirm { device: device.subject(), uid: self.uid });
-            confirmed.push(self.device(device.id)?);
         }
         Ok(confirmed)
     }

@@ -21,7 +21,7 @@ use crate::{
     changes::{Changes, Forgotten, Renamed},
     commands::{
         beside::Beside,
-        in_force::{in_force, not_cut, refresh_after_revoking},
+        in_force::{in_force, in_force_after, not_cut, refresh_after_revoking},
         invite, models, status,
     },
     documents::{Devices, ForgottenDevice, OneDevice, View, Withdrawn},
@@ -333,7 +333,10 @@ async fn confirm(
     json: bool,
 ) -> Result<(), Failure> {
     let confirmed = changes.confirm(name)?;
-    let cut = if confirmed.is_empty() { 0 } else { in_force(on.state).await? };
+    let cut = match confirmed.is_empty() {
+        true => 0,
+        false => in_force_after(on.state, &told_confirmed(&confirmed)).await?,
+    };
     match name {
         _ if !json => {}
         Some(name) => json::answer(on.one(on.state.register.find(name)?, cut).await?)?,
@@ -353,6 +356,13 @@ async fn confirm(
         say(format!("{} {} may connect again.", device.name, device.id));
     }
     Ok(())
+}
+
+/// What stays done if the running server cannot be told.
+fn told_confirmed(confirmed: &[Device]) -> String {
+    let names: Vec<_> = confirmed.iter().map(|device| format!("`{}`", device.name)).collect();
+    let are = if names.len() == 1 { "is" } else { "are" };
+    format!("{} {are} confirmed in the register", names.join(", "))
 }
 
 fn forget(changes: &Changes<'_>, device: &str, free_name: bool, json: bool) -> Result<(), Failure> {

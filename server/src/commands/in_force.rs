@@ -15,9 +15,14 @@ use crate::{
 /// Makes the running server apply the register now: access that was removed ends at once. Returns how
 /// many sessions it has cut; 0 if no server runs.
 pub(crate) async fn in_force(state: &State) -> Result<usize, Failure> {
-    refresh(&state.dir).await.map_err(|why| {
-        not_told("the register is changed, but the running server could not be told", why)
-    })
+    in_force_after(state, "the register is changed").await
+}
+
+/// As [`in_force`]; `what` has been done, for people.
+pub(super) async fn in_force_after(state: &State, what: &str) -> Result<usize, Failure> {
+    refresh(&state.dir)
+        .await
+        .map_err(|why| not_told(&format!("{what}, but the running server could not be told"), why))
 }
 
 /// How to cut everybody off when the register cannot be read or written. A restart would not do

@@ -424,7 +424,7 @@ impl World {
                     {
                         match known.is_revoked {
                             true => self.register().revoke(id, None, 6).expect("revoked"),
-                            false => self.register().confirm(id).expect("confirmed"),
+                            false => drop(self.register().confirm(Some(id)).expect("confirmed")),
                         }
                     }
                 }

@@ -63,12 +63,20 @@ impl Register {
         self.change(|t| set(t, LOST, &lost.to_string()))
     }
 
-    /// Lets a device in that was held back.
-    pub(crate) fn confirm(&self, id: DeviceId) -> Result<(), RegisterError> {
+    /// Lets devices in that are held back: this one, or all of them. Returns those that were. All of
+    /// them are let in, or none is.
+    pub(crate) fn confirm(&self, only: Option<DeviceId>) -> Result<Vec<Device>, RegisterError> {
         self.change(|t| {
-            t.execute("UPDATE device SET held = NULL WHERE id = ?1", params![id.to_string()])
+            let mut devices = all_devices(t)?;
+            devices.retain(|device| {
+                device.standing() == Standing::Held && only.is_none_or(|id| id == device.id)
+            });
+            for device in &mut devices {
+                t.execute("UPDATE device SET held = NULL WHERE id = ?1", [device.id.to_string()])?;
+                device.held = None;
+            }
+            Ok(devices)
         })
-        .map(drop)
     }
 
     /// Makes this register, which comes from a backup, the successor of the one that it replaces, or
@@ -194,7 +202,7 @@ mod tests {
     use proto::{api_key::ApiKey, identity::Name};
 
     use super::*;
-    use crate::state::register::{default_role, keys::NewKey};
+    use crate::state::register::{KeyHash, User, default_role, keys::NewKey};
 
     fn opened(dir: &std::path::Path, name: &str) -> Register {
         let dir = dir.join(name);
@@ -212,6 +220,41 @@ mod tests {
         };
         let secret = ApiKey::generate();
         (register.create_key(&new, &secret, 1).expect("made").id, secret)
+    }
+
+    #[test]
+    fn all_devices_that_are_held_back_are_confirmed_or_none_is() {
+        let tmp = tempfile::tempdir().expect("a directory");
+        let register = opened(tmp.path(), "now");
+        let user = User { uid: 1000, is_owner: false };
+        for (number, name) in ["desk", "laptop", "tablet"].into_iter().enumerate() {
+            let (name, key) = (name.parse().expect("a name"), KeyHash([number as u8; 32]));
+            register.enroll(&name, user, None, key, 200, 1).expect("enrolled");
+        }
+        register.hold_all(0).expect("held back");
+        let held = || {
+            let mut devices = register.devices().expect("read");
+            devices.retain(|device| device.standing() == Standing::Held);
+            devices.iter().map(|device| device.name.to_string()).collect::<Vec<_>>()
+        };
+        register
+            .change(|t| {
+                t.execute_batch(
+                    "CREATE TRIGGER broken BEFORE UPDATE ON device WHEN NEW.name = 'laptop'
+                     BEGIN SELECT RAISE(ABORT, 'broken'); END",
+                )
+            })
+            .expect("made");
+        assert!(register.confirm(None).is_err());
+        assert_eq!(held(), ["desk", "laptop", "tablet"], "nothing is half done");
+        register.change(|t| t.execute_batch("DROP TRIGGER broken")).expect("dropped");
+        let desk = register.find("desk").expect("there").id;
+        let names = |devices: Vec<Device>| {
+            devices.iter().map(|device| device.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(register.confirm(Some(desk)).expect("confirmed")), ["desk"]);
+        assert_eq!(names(register.confirm(None).expect("confirmed")), ["laptop", "tablet"]);
+        assert!(register.confirm(None).expect("confirmed").is_empty() && held().is_empty());
     }
 
     #[test]

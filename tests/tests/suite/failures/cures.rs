@@ -122,8 +122,8 @@ async fn a_device_that_was_revoked_while_connected_can_enroll_again_by_the_hints
     let hint = without_places(&hint);
     let commands: Vec<&str> = hint.split('`').skip(1).step_by(2).collect();
     let steps = [
+        // Then the running `adit up` connects by itself.
         "aditd device restore laptop",
-        "adit up lab",
         "aditd device forget laptop",
         "aditd invite laptop",
         "adit down lab",

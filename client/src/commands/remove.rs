@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::Args;
 use common::machine::{
     control, json,
-    report::{Exit, Failure, say},
+    report::{Exit, Failure, say, typed},
 };
 use proto::identity::Name;
 use serde::Serialize;
@@ -16,7 +16,7 @@ use crate::{
         forget, in_use,
         up::bootstrap::{
             Target, enrolled_at,
-            on_box::{self, no_login},
+            on_box::{self, RemovedThere, no_login},
         },
     },
     profile::{Profile, ProfileDir},
@@ -45,8 +45,11 @@ pub(crate) struct Remove {
 struct Removed<'a> {
     /// The login at the box.
     login: &'a str,
-    /// Whether aditd was removed: not if adit has not installed it.
+    /// Whether the server was removed with its state: not if adit has not installed it, or others use
+    /// the state.
     removed: bool,
+    /// The files and directories that were removed there.
+    paths: &'a [String],
     /// What is left there, in words.
     left: &'a [String],
     /// The server that this device does not know any more.
@@ -71,25 +74,37 @@ pub(crate) async fn run(state_dir: &Path, flags: Remove) -> Result<(), Failure> 
         None => None,
     };
     agree(&login, profile_dir.as_ref(), flags.yes).await?;
-    let left = tokio::select! {
+    let there = tokio::select! {
         done = on_the_box(&login) => done?,
         () = interrupted(&login) => {
             return Err(Failure::new("interrupted").hint("run the same command again"));
         }
     };
-    if let Some(dir) = &profile_dir {
+    // While there is a state, this device is enrolled there.
+    let (forgotten, kept) = match there.state {
+        true => (profile_dir, None),
+        false => (None, profile_dir),
+    };
+    if let Some(dir) = &forgotten {
         forget::remove(&dir.dir)?;
     }
     if flags.json {
         json::answer(Removed {
             login: &login.to_string(),
-            removed: left.is_some(),
-            left: left.as_deref().unwrap_or_default(),
-            forgotten: profile_dir.as_ref().map(|dir| &dir.name),
+            removed: there.state,
+            paths: &there.removed,
+            left: &there.left,
+            forgotten: forgotten.as_ref().map(|dir| &dir.name),
         })?;
     }
-    if let Some(dir) = profile_dir {
+    if let Some(dir) = forgotten {
         say(format!("The server `{}` is forgotten on this computer.", dir.name));
+    }
+    if let Some(dir) = kept {
+        say(typed(format!(
+            "This computer stays enrolled at the server `{0}`. To forget it here: `adit forget {0}`",
+            dir.name
+        )));
     }
     Ok(())
 }
@@ -147,18 +162,22 @@ async fn agree(
     }
 }
 
-/// Removes aditd there. Returns what is left; `None` if adit has not installed it.
-async fn on_the_box(login: &SshTarget) -> Result<Option<Vec<String>>, Failure> {
+/// Removes what adit has installed there, and says what that was.
+async fn on_the_box(login: &SshTarget) -> Result<RemovedThere, Failure> {
     let remote = Remote::open(login).await.map_err(|e| no_login(login, e))?;
     // Where `adit up` has put it: the stored command is the link in that directory.
     let named = login.remote_command.as_deref().and_then(|command| command.strip_suffix("/aditd"));
-    let Some(left) = on_box::remove(&remote, login, named).await? else {
+    let Some(there) = on_box::remove(&remote, login, named).await? else {
         say(format!("adit has not installed the aditd on {login}: it is left as it is."));
-        return Ok(None);
+        let left = vec!["the aditd there, which adit did not install".to_owned()];
+        return Ok(RemovedThere { state: false, removed: Vec::new(), left });
     };
-    say(format!("aditd and its state are removed from {login}."));
-    for left in &left {
+    match there.state {
+        true => say(format!("aditd and its state are removed from {login}.")),
+        false => say(format!("Removed from {login}: {}.", there.removed.join(", "))),
+    }
+    for left in &there.left {
         say(format!("Left there: {left}."));
     }
-    Ok(Some(left))
+    Ok(there)
 }

@@ -255,9 +255,62 @@ async fn an_aditd_that_another_program_serves_is_left_with_its_state() {
         }
     };
     let own = tokio::time::timeout(SOON, serves).await.expect("it serves the state");
-    let removed = gpu.adit(&["remove", "--yes"]).await;
-    assert_eq!(removed.code, Some(0), "{}", removed.stderr);
-    assert!(removed.stderr.contains("which adit did not install"), "{}", removed.stderr);
+    let told = removed_in_part(&gpu).await;
+    let left = told["left"].to_string();
+    assert!(left.contains("which adit did not install") && left.contains(state), "{left}");
     assert_eq!(gpu.servers(), own);
     gpu.on_the_box(&format!("test -f '{state}/register.sqlite'"));
+    // Nothing is left there that adit could remove.
+    let told = removed_in_part(&gpu).await;
+    assert_eq!(told["paths"].as_array().map(Vec::len), Some(0), "{told}");
+}
+
+/// Removes what adit has installed, and asserts that the server was not, and that this device still
+/// knows it. Returns what was told.
+async fn removed_in_part(gpu: &BareBox) -> serde_json::Value {
+    let removed = gpu.adit(&["remove", "--yes", "--json"]).await;
+    assert_eq!(removed.code, Some(0), "{}", removed.stderr);
+    assert!(removed.stderr.contains("`adit forget default"), "{}", removed.stderr);
+    assert!(!removed.stderr.contains("its state are removed"), "{}", removed.stderr);
+    let told: serde_json::Value = serde_json::from_str(&removed.stdout).expect("JSON");
+    assert!(told["removed"] == false && told["forgotten"].is_null(), "{told}");
+    let known = gpu.adit(&["list", "--json"]).await.stdout;
+    assert!(known.contains("default"), "{known}");
+    told
+}
+
+#[tokio::test]
+async fn a_unit_of_others_that_does_not_run_is_left_with_the_state() {
+    let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };
+    gpu.up(&gpu.up_args(&["--yes"])).await.end().await;
+    let state = gpu.on_the_box("sed -n 's/^state=//p' ~/.local/share/adit/installed");
+    let state = state.trim();
+    let unit = "~/.config/systemd/user/aditd.service";
+    gpu.on_the_box(&format!(
+        "mkdir -p ~/.config/systemd/user && printf '[Service]\\nExecStart=/opt/aditd serve\\n' >{unit}"
+    ));
+    let left = removed_in_part(&gpu).await["left"].to_string();
+    assert!(left.contains("systemd/user/aditd.service") && left.contains(state), "{left}");
+    assert_eq!(gpu.servers(), Vec::<String>::new());
+    gpu.on_the_box(&format!(
+        "test -f {unit} && test -f '{state}/register.sqlite' && ! test -e ~/.local/share/adit"
+    ));
+}
+
+#[tokio::test]
+async fn a_state_that_was_there_before_is_left() {
+    let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };
+    gpu.up(&gpu.up_args(&["--yes"])).await.end().await;
+    // As if somebody had made the state by hand: nothing else is known of adit there.
+    let state = gpu.on_the_box("sed -n 's/^state=//p' ~/.local/share/adit/installed");
+    let state = state.trim();
+    let pid = &gpu.servers()[0];
+    gpu.on_the_box(&format!(
+        "kill -9 {pid}; while kill -0 {pid} 2>/dev/null; do sleep 0.02; done; rm -r ~/.local/share/adit"
+    ));
+    std::fs::rename(gpu.scratch("state"), gpu.scratch("first")).expect("renamed");
+    gpu.up(&gpu.up_args(&["--yes", "--device", "second"])).await.end().await;
+    let left = removed_in_part(&gpu).await["left"].to_string();
+    assert!(left.contains("was there before") && left.contains(state), "{left}");
+    gpu.on_the_box(&format!("test -f '{state}/register.sqlite' && ! test -e ~/.local/share/adit"));
 }

@@ -8,10 +8,18 @@ words=$({ rm -f "$dir/aditd.new" && ln -s "$program" "$dir/aditd.new" && mv -f "
     die keep "$words"
 words=$(put "$dir/start" "$start") || die keep "$words"
 chmod 700 "$dir/start"
+# Whether the state was there before adit: then it is not adit's to remove.
+found_state=no
+if [ -f "$dir/installed" ]; then
+    grep -qx 'found_state=yes' "$dir/installed" && found_state=yes
+elif [ -e "$state/register.sqlite" ]; then
+    found_state=yes
+fi
 installed() {
     put "$dir/installed" "service=$1
 state=$state
 unit_file=$unit_file
+found_state=$found_state
 "
 }
 words=$(installed none) || die keep "$words"

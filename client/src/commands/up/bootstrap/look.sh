@@ -60,9 +60,15 @@ if has systemctl && XDG_RUNTIME_DIR=$runtime DBUS_SESSION_BUS_ADDRESS=unix:path=
     say user_manager yes
 fi
 [ -e "/var/lib/systemd/linger/$user" ] && say linger yes
-unit=$HOME/.config/systemd/user/aditd.service
-[ "$uid" = 0 ] && unit=/etc/systemd/system/aditd.service
-if [ -e "$unit" ] && ! grep -q '^# Made by `adit up`' "$unit"; then say foreign_unit "$unit"; fi
+set -- "$HOME/.config/systemd/user"
+[ "$uid" = 0 ] && set -- /etc/systemd/system /usr/local/lib/systemd/system /usr/lib/systemd/system /lib/systemd/system
+for at in "$@"; do
+    unit=$at/aditd.service
+    if [ -e "$unit" ] && ! grep -q '^# Made by `adit up`' "$unit"; then
+        say foreign_unit "$unit"
+        break
+    fi
+done
 
 # An aditd that runs.
 export ADITD_STATE_DIR="${ADITD_STATE_DIR:-$state}"

@@ -162,7 +162,18 @@ pub(in crate::commands) async fn upgrade(
     }
 }
 
-/// Removes what was installed in `dir`, or in the usual directory. Returns what is left; `None` if adit has installed nothing there.
+/// What was removed from a box.
+pub(in crate::commands) struct RemovedThere {
+    /// Whether the state was: no device is enrolled there any more.
+    pub(in crate::commands) state: bool,
+    /// The files and directories.
+    pub(in crate::commands) removed: Vec<String>,
+    /// What is left, in words.
+    pub(in crate::commands) left: Vec<String>,
+}
+
+/// Removes what was installed in `dir`, or in the usual directory. `None` if adit has installed nothing
+/// there.
 ///
 /// # Errors
 /// If the box runs no shell.
@@ -170,13 +181,17 @@ pub(in crate::commands) async fn remove(
     remote: &Remote,
     target: &SshTarget,
     dir: Option<&str>,
-) -> Result<Option<Vec<String>>, Failure> {
+) -> Result<Option<RemovedThere>, Failure> {
     let answer =
         run(remote, target, "remove aditd from", &[("wanted", dir.unwrap_or_default())], REMOVE)
             .await?;
     let lines = Lines(&answer);
     match lines.first("installed") {
-        Some("yes") => Ok(Some(lines.all("left").map(ToOwned::to_owned).collect())),
+        Some("yes") => {
+            let all = |key| lines.all(key).map(ToOwned::to_owned).collect();
+            let state = lines.first("state").is_some();
+            Ok(Some(RemovedThere { state, removed: all("removed"), left: all("left") }))
+        }
         Some(_) => Ok(None),
         None => Err(not_understood(target, "it does not say whether aditd was removed")),
     }

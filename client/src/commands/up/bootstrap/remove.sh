@@ -8,12 +8,13 @@ if [ ! -f "$dir/installed" ]; then
     say installed no
     exit 0
 fi
-service= state= unit_file=
+service= state= unit_file= found_state=
 while IFS='=' read -r key value; do
     case $key in
         service) service=$value ;;
         state) state=$value ;;
         unit_file) unit_file=$value ;;
+        found_state) found_state=$value ;;
     esac
 done <"$dir/installed"
 uid=$(id -u)
@@ -22,11 +23,34 @@ export DBUS_SESSION_BUS_ADDRESS="unix:path=$XDG_RUNTIME_DIR/bus"
 control() {
     if [ "$service" = user ]; then systemctl --user "$@"; else systemctl "$@"; fi
 }
+# Units of others, running or not, that are for the same state: the state is theirs, too.
+foreign=
+others() {
+    for unit in "$@"; do
+        [ -e "$unit" ] && ! grep -q '^# Made by `adit up`' "$unit" || continue
+        # It names another state.
+        grep -qe ADITD_STATE_DIR -e --state-dir "$unit" && ! grep -qF "$state" "$unit" && continue
+        foreign=$unit
+        say left "the unit $unit, which adit did not install"
+        return
+    done
+}
+wants=$HOME/.config/systemd/user/default.target.wants/aditd.service
+case $state in
+    /var/lib/adit)
+        others /etc/systemd/system/aditd.service /usr/local/lib/systemd/system/aditd.service \
+            /usr/lib/systemd/system/aditd.service /lib/systemd/system/aditd.service
+        ;;
+    *) others "$HOME/.config/systemd/user/aditd.service" "$HOME/.local/share/systemd/user/aditd.service" "$wants" ;;
+esac
 case $service in
     user | system)
-        words=$(control disable --now aditd 2>&1) || say left "the unit aditd: $words"
-        rm -f "$unit_file"
-        control daemon-reload >/dev/null 2>&1
+        # Only the unit that adit has made is its to stop.
+        if [ -e "$unit_file" ] && grep -q '^# Made by `adit up`' "$unit_file"; then
+            words=$(control disable --now aditd 2>&1) || say left "the unit aditd: $words"
+            rm -f "$unit_file" && say removed "$unit_file"
+            control daemon-reload >/dev/null 2>&1
+        fi
         ;;
 esac
 # The process that serves the state, however it was started.
@@ -45,8 +69,8 @@ if [ -n "$pid" ] && runs; then
     case $exe in
         '' | "$own"/* | "$dir"/*) ;;
         *)
-            say left "the aditd with the process id $pid, which adit did not install, and its state $state"
-            pid= state=
+            say left "the aditd with the process id $pid, which adit did not install"
+            foreign=$exe pid=
             ;;
     esac
 fi
@@ -65,12 +89,24 @@ done
 if crontab -l 2>/dev/null | grep -qF "$dir/start"; then
     crontab -l 2>/dev/null | grep -vF "$dir/start" | crontab -
 fi
-if [ -e "$dir/linger" ] && ! loginctl disable-linger 2>/dev/null; then
+if [ -e "$dir/linger" ] && { [ -n "$foreign" ] || ! loginctl disable-linger 2>/dev/null; }; then
     say left "linger of $(id -un) (\`loginctl disable-linger\`)"
 fi
-words=$({ rm -rf ${state:+"$state"} "$dir/bin" "$dir/aditd" "$dir/start" "$dir/aditd.log" "$dir/linger"; } 2>&1) ||
+if [ -z "$state" ]; then
+    say left "the state, which \`$dir/installed\` does not name"
+elif [ -n "$foreign" ]; then
+    say left "the state $state, which that aditd uses"
+elif [ "$found_state" = yes ]; then
+    say left "the state $state, which was there before adit installed aditd"
+elif words=$(rm -rf "$state" 2>&1); then
+    say removed "$state"
+    say state removed
+else
     say left "$words"
-if [ "$service" = system ] && [ -n "$state" ]; then
+fi
+words=$({ rm -rf "$dir/bin" "$dir/aditd" "$dir/start" "$dir/aditd.log" "$dir/linger"; } 2>&1) || say left "$words"
+say removed "$dir"
+if [ "$service" = system ] && [ -z "$foreign" ] && [ "$found_state" != yes ]; then
     rm -f /etc/sysusers.d/aditd.conf
     say left "the system user aditd (\`userdel aditd\`)"
 fi

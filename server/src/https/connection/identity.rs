@@ -75,7 +75,12 @@ impl Visit<'_> {
                     Err(unauthorized(NO_KEY))
                 }
             },
-            Credentials::Token(_) | Credentials::Wrong => {
+            // With `[jwt]` a stranger learns that there is one, too, by what is told of his token.
+            Credentials::Token(_) => {
+                self.may_guess()?;
+                Err(self.no_token(Denied::NoTokens, true))
+            }
+            Credentials::Wrong => {
                 self.may_guess()?;
                 Err(self.wrong(None))
             }
@@ -128,10 +133,13 @@ impl Visit<'_> {
             let from = Origin::from(self.remote.ip());
             self.https.guesses().wrong(from, self.https.begun.elapsed());
         }
-        if let Denied::Token(fault) = &denied {
-            self.service
-                .audit
-                .note(Event::TokenRefused { why: fault.to_string(), remote: self.remote });
+        let why = match &denied {
+            Denied::Token(fault) => Some(fault.to_string()),
+            Denied::NoTokens => Some("is not looked at: `[jwt]` is not set".to_owned()),
+            _ => None,
+        };
+        if let Some(why) = why {
+            self.service.audit.note(Event::TokenRefused { why, remote: self.remote });
         }
         let refused = Refused::from(denied);
         let fields = if refused.answer.status == 401 {

@@ -60,6 +60,22 @@ async fn guesses_are_limited_and_a_caller_of_the_same_address_is_not() {
 }
 
 #[tokio::test]
+async fn a_token_at_a_server_without_a_provider_is_told_that_none_counts() {
+    let https = Https::start(Options::default(), "").await;
+    // {"alg":"RS256"}.{"iss":"https://a.example"}.x
+    let token = "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJodHRwczovL2EuZXhhbXBsZSJ9.eA";
+    let got = https.with_key(token, "/api/tags", &[]).await;
+    assert_eq!(got.status, 401, "{got:?}");
+    assert!(got.body.contains("this server does not accept tokens"), "{got:?}");
+    assert!(got.headers.contains("error=\"invalid_token\""), "{got:?}");
+    // It counts as a guess, like a wrong key.
+    let limited = async { while https.with_key(token, "/api/tags", &[]).await.status != 429 {} };
+    tokio::time::timeout(SOON, limited).await.expect("limited");
+    let refused = https.world.audit_has(10, |line| line["event"] == "token_refused").await;
+    assert!(refused[0]["why"].as_str().is_some_and(|why| why.contains("[jwt]")), "{refused:?}");
+}
+
+#[tokio::test]
 async fn only_tls_1_3_is_spoken() {
     let https = Https::start(Options::default(), "").await;
     let old = https.curl("/", &["--tls-max", "1.2"]).await;

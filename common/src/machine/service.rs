@@ -271,9 +271,15 @@ fn must_run(service: &Service) -> Result<(), Failure> {
         Manager::System => "no systemd runs here",
         Manager::LaunchdSystem | Manager::LaunchdUser => "launchd does not answer",
     };
-    Err(Failure::new(whose)
-        .source(said)
-        .hint(format!("to run it until the next boot: `{}`", service.without())))
+    let mut failure = Failure::new(whose).source(said);
+    // That of the system runs (sd_booted(3)).
+    if service.manager == Manager::User && Path::new("/run/systemd/system").is_dir() {
+        failure = failure.hint(format!(
+            "start the one of this user, now and at each boot: `sudo loginctl enable-linger {}`; then try again",
+            service.user.0
+        ));
+    }
+    Err(failure.hint(format!("to run it until the next boot: `{}`", service.without())))
 }
 
 fn unable(service: &Service, error: io::Error) -> Failure {

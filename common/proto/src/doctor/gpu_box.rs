@@ -129,6 +129,28 @@ fn start_again(found: &BoxFound) -> String {
     }
 }
 
+/// Adds a cure that starts the server with a setting: with this flag, or, if it is a service, with this
+/// line of its file.
+fn cure_with(found: &BoxFound, judged: Judgement, note: &str, flag: &str, line: &str) -> Judgement {
+    match found.unit.as_ref().and_then(|unit| unit.state.as_ref()) {
+        None => judged.cure_by(note, format!("aditd serve{} {flag}", found.argument)),
+        Some(unit) if unit.is_users => judged.cure_by(
+            format!("{note}: write `{flag}` behind `aditd serve` in the unit"),
+            "systemctl --user edit --full aditd && systemctl --user restart aditd",
+        ),
+        Some(_) => {
+            let file = match &found.config {
+                Some(Ok(Some(path))) => path,
+                _ => "/etc/adit/aditd.toml",
+            };
+            judged.cure_by(
+                format!("{note}: put `{line}` into `{file}`, then"),
+                "sudo systemctl restart aditd",
+            )
+        }
+    }
+}
+
 fn config(found: &BoxFound) -> Option<Judgement> {
     Some(match found.config.as_ref()? {
         Ok(Some(path)) => ok(format!("`{path}` can be read")),
@@ -181,10 +203,8 @@ fn listening(found: &BoxFound) -> Option<Judgement> {
         let judged = warn(format!(
             "{all} (UDP), and this machine has no address that devices could be told"
         ));
-        return Some(judged.cure_by(
-            "name one that devices reach",
-            format!("aditd serve{} --advertise HOST:PORT", found.argument),
-        ));
+        let (note, line) = ("name one that devices reach", r#"advertise = ["HOST:PORT"]"#);
+        return Some(cure_with(found, judged, note, "--advertise HOST:PORT", line));
     }
     let (told, networks) = (addresses.join(", "), networks.join(", "));
     Some(ok(format!("{all} (UDP); devices are told {told}; from {networks}")))

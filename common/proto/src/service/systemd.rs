@@ -96,6 +96,10 @@ pub(super) fn logs(service: &Service, lines: u32, follow: bool) -> Step {
         _ => format!("--unit={}", service.name),
     };
     let mut args = vec![unit.as_str(), "--no-pager", &lines];
+    if service.manager == Manager::User {
+        // Without a note that this user cannot read the log of the system.
+        args.push("--quiet");
+    }
     if follow {
         args.push("--follow");
     }

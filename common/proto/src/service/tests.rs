@@ -95,7 +95,7 @@ fn each_manager_has_its_commands() {
     assert_eq!(user.stop().typed(), "systemctl --user stop adit-lab");
     assert_eq!(
         user.logs(20, true).typed(),
-        "journalctl --user-unit=adit-lab --no-pager --lines=20 --follow"
+        "journalctl --user-unit=adit-lab --no-pager --lines=20 --quiet --follow"
     );
     let system = service(Manager::System);
     assert_eq!(

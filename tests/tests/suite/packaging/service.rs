@@ -99,7 +99,7 @@ async fn a_service_is_installed_shown_and_uninstalled() {
     assert!(unit.lines().any(|line| line == start), "{unit}");
 
     assert_ok(&session.adit(&device, &["service", "logs", "-n", "7"]).await);
-    assert_eq!(session.told(), ["journalctl --user-unit=adit --no-pager --lines=7"]);
+    assert_eq!(session.told(), ["journalctl --user-unit=adit --no-pager --lines=7 --quiet"]);
     session.program("systemctl", "exit 3");
     assert_eq!(session.adit(&device, &["service", "status"]).await.code, Some(1));
     session.program("systemctl", "");
@@ -145,7 +145,7 @@ async fn scripts_get_json_of_a_service() {
     let line = json(&["logs"]).await;
     assert_eq!(
         session.told(),
-        ["journalctl --user-unit=adit --no-pager --lines=100 --output=json"]
+        ["journalctl --user-unit=adit --no-pager --lines=100 --quiet --output=json"]
     );
     let line: Value = serde_json::from_str(&line.stdout).expect("a line of JSON");
     page.has("adit service logs", &line);
@@ -261,11 +261,13 @@ echo "doctor: $(aditd doctor | grep -o 'can read `/var/lib/adit`')"
 
 useradd --create-home joe
 uid=$(id -u joe)
-loginctl enable-linger joe
 joe() {
     setpriv --reuid=joe --regid=joe --init-groups \
         env HOME=/home/joe XDG_RUNTIME_DIR=/run/user/$uid "$@"
 }
+cure=$(joe aditd service install 2>&1 | grep -o 'loginctl enable-linger joe')
+echo "the cure: $cure"
+$cure
 tries=0
 until [ -S /run/user/$uid/systemd/private ]; do
     tries=$((tries + 1))
@@ -302,6 +304,7 @@ echo "by su: $(setpriv --reuid=joe --regid=joe --init-groups env -u XDG_RUNTIME_
     for line in [
         "its note: then run `sudo systemctl restart aditd`",
         "doctor: can read `/var/lib/adit`",
+        "the cure: loginctl enable-linger joe",
         "of root: sudo aditd device list --json",
         "of root: sudo aditd status",
         "of the system: sudo aditd service status",

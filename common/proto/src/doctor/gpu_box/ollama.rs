@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BoxFound, InFlight};
+use super::{BoxFound, InFlight, cure_with};
 use crate::{
     doctor::{Judgement, bad, ok, warn},
     human::{self, misleads},
@@ -122,9 +122,13 @@ pub(super) fn ollama(found: &BoxFound) -> Option<Judgement> {
     Some(match answer {
         VersionAnswer::Version(version) => ok(format!("version {version} at {address}")),
         VersionAnswer::Connected => ok(format!("{address} takes connections (`tcp://`: what is behind it is not looked at)")),
-        VersionAnswer::Refused => bad(format!("nothing listens at {address}"))
-            .cure(found.ollama.start())
-            .cure_by("if it listens elsewhere", format!("aditd serve{} --upstream http://127.0.0.1:PORT", found.argument)),
+        VersionAnswer::Refused => {
+            let judged = bad(format!("nothing listens at {address}")).cure(found.ollama.start());
+            let note = "if it listens elsewhere";
+            let at = "http://127.0.0.1:PORT";
+            let (flag, line) = (format!("--upstream {at}"), format!("upstream = \"{at}\""));
+            cure_with(found, judged, note, &flag, &line)
+        }
         VersionAnswer::Silent(why) => {
             let restart = if *has_unit { "sudo systemctl restart ollama" } else { &by_hand };
             bad(format!("{address} does not answer: {why}")).cure(restart)

@@ -154,7 +154,7 @@ fn device_of(found: &mut BoxFound) -> &mut DeviceFound {
 }
 
 /// What is changed, the check that says so, its verdict, a part of its line, and its first command.
-const BREAKAGES: [Breakage<BoxFound>; 33] = [
+const BREAKAGES: [Breakage<BoxFound>; 34] = [
     (
         |found| found.services[0].answer = VersionAnswer::Refused,
         "services",
@@ -269,6 +269,16 @@ const BREAKAGES: [Breakage<BoxFound>; 33] = [
     ),
     (
         |found| running(found).2.clear(),
+        "listening",
+        Verdict::Warn,
+        "has no address that devices could be told",
+        "sudo systemctl restart aditd",
+    ),
+    (
+        |found| {
+            running(found).2.clear();
+            found.unit = None;
+        },
         "listening",
         Verdict::Warn,
         "has no address that devices could be told",

@@ -202,6 +202,8 @@ async fn ctrl_c_at_a_terminal_reaches_the_program_and_not_its_tunnel() {
     ]));
     terminal.shows("begun").await;
     terminal.interrupts().await;
+    terminal.shows("caught").await;
+    // The shell goes on reading the line after that.
+    terminal.types("").await;
     terminal.shows("\"version\"").await;
-    assert!(terminal.screen().contains("caught"), "{}", terminal.screen());
 }

@@ -193,11 +193,14 @@ impl Sshd {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;
         }
-        // Its children serve the connections.
+        // Its children serve the connections; for a user who is not root, theirs do.
+        let below = "below() { for one in $(cat /proc/$1/task/*/children); do \
+                     case $(cat /proc/$one/comm) in sshd*) echo $one; below $one;; esac; done; }";
         let pid = self.child.id();
         let _ = Command::new("sh")
             .arg("-c")
-            .arg(format!("kill -9 {pid} $(cat /proc/{pid}/task/*/children) 2>/dev/null"))
+            .arg(format!("{below}; kill -9 {pid} $(below {pid}) 2>/dev/null"))
+            .stderr(Stdio::null())
             .status();
         let _ = self.child.wait();
     }

@@ -14,6 +14,7 @@ mod renewal;
 mod sign_in;
 mod sign_in_renewal;
 mod streams;
+mod turns;
 
 use std::{
     sync::{
@@ -45,7 +46,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument, debug, info};
 
-use self::{notices::Notices, own_ca::OwnCa, streams::refuse};
+use self::{notices::Notices, own_ca::OwnCa, streams::refuse, turns::Turns};
 use crate::{
     ingress::admission::{HandshakeSlot, Knocker},
     policy::{Admitted, Caller},
@@ -118,6 +119,7 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
     let not_after = AtomicI64::new(not_after);
     let session = Arc::new(Session {
         draining: server.draining.child_token(),
+        turns: Turns::new(),
         server,
         credit,
         connection,
@@ -164,6 +166,8 @@ struct Session {
     credit: Arc<Credit>,
     /// Cancelled when the session accepts no more streams.
     draining: CancellationToken,
+    /// When its streams work.
+    turns: Turns,
 }
 
 /// How long a device may take to begin a session in the process that has replaced this one. One that
@@ -172,6 +176,9 @@ const MOVE_WITHIN: Duration = Duration::from_secs(10);
 /// How long the streams that a device opened before it moved may take to arrive: their packets may
 /// have been lost and come again.
 const LATE_WITHIN: Duration = Duration::from_secs(1);
+
+/// How many streams are accepted before others come.
+const AT_ONCE: usize = 16;
 
 impl Session {
     async fn run(self: Arc<Self>, probes: RecvStream, has_own_knock: bool) {
@@ -195,6 +202,9 @@ impl Session {
         let _cas = AbortOnDropHandle::new(tokio::spawn(
             async move { session.follow_cas().await }.in_current_span(),
         ));
+        let session = self.clone();
+        let _turns =
+            AbortOnDropHandle::new(tokio::spawn(async move { session.turns.give().await }));
         let mut streams = JoinSet::new();
         let greeted = tokio::select! {
             greeted = tokio::time::timeout(HANDSHAKE_WITHIN, self.greet(has_own_knock)) => greeted,
@@ -263,7 +273,7 @@ impl Session {
 
     /// Serves streams until the connection ends; while the server drains, no new ones.
     async fn serve(self: &Arc<Self>, streams: &mut JoinSet<()>, notices: Notices) {
-        let mut limit = FIRST_STREAMS;
+        let (mut limit, mut accepted) = (FIRST_STREAMS, 0_usize);
         let last = self.last_stream(&notices);
         tokio::pin!(last);
         loop {
@@ -277,7 +287,17 @@ impl Session {
                         self.connection.set_max_concurrent_bi_streams(grant(limit).into());
                     }
                     let session = self.clone();
-                    streams.spawn(async move { session.serve_stream(send, recv).await }.in_current_span());
+                    let span = tracing::Span::current();
+                    streams.spawn(async move {
+                        // In a box, so that it is in memory once.
+                        let mut work =
+                            Box::pin(session.serve_stream(send, recv).instrument(span));
+                        session.turns.take(work.as_mut()).await;
+                    });
+                    accepted = accepted.wrapping_add(1);
+                    if accepted.is_multiple_of(AT_ONCE) {
+                        tokio::task::yield_now().await;
+                    }
                 }
                 Some(_) = streams.join_next() => {}
                 () = &mut last => break,

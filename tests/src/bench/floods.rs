@@ -32,6 +32,8 @@ use super::{
 
 /// How long an attack goes on before anything is measured.
 const UNDER_WAY: Duration = Duration::from_millis(300);
+/// How long a busy machine may take to begin one.
+const BEGINS_WITHIN: Duration = Duration::from_secs(60);
 const TOKEN_STREAMS: usize = 16;
 
 /// Which attacks there are, for `--attacks`.
@@ -91,10 +93,12 @@ pub(super) async fn run(
 
 /// Makes one attack, on processes of its own.
 async fn one(program: &Path, attack: Attack, seconds: f64) -> io::Result<Row> {
-    let TwoDevices { stage, aditd, server, other } = TwoDevices::open(program).await?;
+    let TwoDevices { stage, aditd, server, other, _another } = TwoDevices::open(program).await?;
     let before = times(&stage, seconds).await?;
     let memory_before = aditd.rss_mb();
     let attacker = Seat::new("attacker", stage.net.client().cloned())?;
+    // An attacker has processors of its own.
+    attacker.give_way().await?;
     let counts = Arc::new(Counts::default());
     let bad = BadDevice { server, profile: other };
     // Kept open and never read, for the control.
@@ -104,6 +108,16 @@ async fn one(program: &Path, attack: Attack, seconds: f64) -> io::Result<Row> {
     let mut running = JoinSet::new();
     running.spawn_on(planned.perform(counts.clone()), attacker.runtime());
     tokio::time::sleep(UNDER_WAY).await;
+    let late = Instant::now() + BEGINS_WITHIN;
+    while counts.sent.load(Relaxed) == 0 {
+        if let Some(ended) = running.try_join_next() {
+            ended.map_err(io::Error::other)??;
+        }
+        if Instant::now() > late {
+            return Err(io::Error::other("this machine is too busy for an attack"));
+        }
+        tokio::time::sleep(UNDER_WAY).await;
+    }
     let (cpu, began, sent) = (aditd.cpu_seconds(), Instant::now(), counts.sent.load(Relaxed));
     let during = times(&stage, seconds).await;
     let (cpu, took) = (aditd.cpu_seconds() - cpu, began.elapsed());

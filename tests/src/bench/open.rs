@@ -4,6 +4,8 @@ mod adit;
 mod peers;
 mod ssh;
 
+pub(super) use adit::ANOTHER;
+
 use std::{
     io,
     net::SocketAddr,
@@ -107,8 +109,9 @@ pub(super) struct TwoDevices {
     pub(super) aditd: Processes,
     /// Where it listens for tunnels.
     pub(super) server: SocketAddr,
-    /// The second device.
+    /// The second device. It uses the service [`ANOTHER`].
     pub(super) other: Profile,
+    pub(super) _another: Service,
 }
 
 impl TwoDevices {
@@ -124,14 +127,19 @@ impl TwoDevices {
         let service = Service::start(net.server().cloned()).await?;
         let apps = Seat::new("apps", net.client().cloned())?;
         let upstream = format!("http://{}", service.cubic);
-        let (running, other) = adit::open_with_another(&net, program, &upstream).await?;
+        // What the service has to do for one device must not make the other one wait.
+        let another = Service::start(net.server().cloned()).await?;
+        another.give_way().await?;
+        let for_another = format!("http://{}", another.cubic);
+        let (running, other) =
+            adit::open_with_another(&net, program, &upstream, &for_another).await?;
         answers(&net, running.address).await?;
         let server = SocketAddr::from((net.server_ip(), PORT));
         let aditd = Processes { roots: running.processes.roots[..1].to_vec(), hosts: vec![] };
         let target = Target { address: running.address, congestion: None };
         let (processes, _running) = (running.processes, running.keep);
         let stage = Stage { target, processes, apps, service, _running, net };
-        Ok(Self { stage, aditd, server, other })
+        Ok(Self { stage, aditd, server, other, _another: another })
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::{attack::Attack, datagrams::Counts};
 use crate::{
-    bench::load::GET,
+    bench::{load::GET, open::ANOTHER},
     stranger::{Outcome, attempt},
 };
 
@@ -91,8 +91,8 @@ impl BadDevice {
 
 async fn misuse(connection: &Connection, attack: Attack, counts: &Counts) -> io::Result<()> {
     let (mut send, mut recv) = connection.open_bi().await?;
-    let ollama = "ollama".parse().map_err(io::Error::other)?;
-    send.write_all(&StreamHead::Forward(ollama).encode()).await?;
+    let service = ANOTHER.parse().map_err(io::Error::other)?;
+    send.write_all(&StreamHead::Forward(service).encode()).await?;
     match attack {
         Attack::SlowHeads => {
             byte_by_byte(&mut send, b"GET /api/version HTTP/1.1\r\nX-A: ", counts).await

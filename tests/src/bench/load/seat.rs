@@ -50,6 +50,24 @@ impl Seat {
         done.map_err(io::Error::other)
     }
 
+    /// From now on it gets only the processor time that others leave (SCHED_IDLE, sched(7)): it stands
+    /// for something that runs on a machine of its own.
+    ///
+    /// # Errors
+    /// What the system says, or that there is no `chrt` (util-linux).
+    pub async fn give_way(&self) -> io::Result<()> {
+        let thread = self.run(async { rustix::thread::gettid() }).await?;
+        let thread = thread.as_raw_nonzero().to_string();
+        let mut chrt = tokio::process::Command::new("chrt");
+        let out = chrt.args(["--idle", "--pid", "0", &thread]).output().await;
+        let out =
+            out.map_err(|e| io::Error::new(e.kind(), format!("no `chrt` (util-linux): {e}")))?;
+        if out.status.success() {
+            return Ok(());
+        }
+        Err(io::Error::other(String::from_utf8_lossy(&out.stderr).trim().to_owned()))
+    }
+
     /// Where tasks can be started.
     pub fn runtime(&self) -> &Handle {
         &self.runtime

@@ -35,7 +35,7 @@ pub struct Service {
     pub bbr: Option<SocketAddr>,
     /// The bytes of uploads that have arrived.
     pub received: Arc<AtomicU64>,
-    _seat: Seat,
+    seat: Seat,
 }
 
 /// What a request for tokens says.
@@ -64,7 +64,15 @@ impl Service {
         });
         let mut listening = listening.await?.into_iter();
         let cubic = listening.next().ok_or(io::ErrorKind::AddrNotAvailable)??;
-        Ok(Self { cubic, bbr: listening.next().and_then(Result::ok), received, _seat: seat })
+        Ok(Self { cubic, bbr: listening.next().and_then(Result::ok), received, seat })
+    }
+
+    /// As [`Seat::give_way`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn give_way(&self) -> io::Result<()> {
+        self.seat.give_way().await
     }
 
     /// Where it listens with this congestion control, for somebody without a tunnel who sees it at `ip`.

@@ -32,7 +32,7 @@ pub(super) async fn open(
     upstream: &str,
 ) -> io::Result<Running> {
     let ip = if carrier == Carrier::Udp { net.server_ip() } else { Ipv4Addr::LOCALHOST };
-    let world = world(net, program, ip, upstream).await?;
+    let world = world(net, program, ip, upstream, "").await?;
     match carrier {
         Carrier::Udp => {
             let device = net.at_client(world.device(DEVICE)).await;
@@ -43,26 +43,39 @@ pub(super) async fn open(
     }
 }
 
-/// The same over UDP, with a second device that was enrolled and is not connected.
+/// The service that the second device uses.
+pub(in crate::bench) const ANOTHER: &str = "another";
+
+/// The same over UDP, with a second device that was enrolled and is not connected, and a second
+/// service, [`ANOTHER`].
 pub(super) async fn open_with_another(
     net: &Net,
     program: &Path,
     upstream: &str,
+    another: &str,
 ) -> io::Result<(Running, Profile)> {
-    let world = world(net, program, net.server_ip(), upstream).await?;
+    let service = format!("[services.{ANOTHER}]\nupstream = '{another}'\nkind = 'http'\n");
+    let world = world(net, program, net.server_ip(), upstream, &service).await?;
     let device = net.at_client(world.device(DEVICE)).await;
     let other = profile(&net.at_client(world.device("another")).await);
     Ok((over_udp(net, world, device).await, other))
 }
 
-/// A server that listens at `ip` and forwards to `upstream`.
-async fn world(net: &Net, program: &Path, ip: Ipv4Addr, upstream: &str) -> io::Result<World> {
+/// A server that listens at `ip` and forwards to `upstream`, with this configuration.
+async fn world(
+    net: &Net,
+    program: &Path,
+    ip: Ipv4Addr,
+    upstream: &str,
+    config: &str,
+) -> io::Result<World> {
     let program = program.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
     // A port of its own, unless all of the networks are its own.
     let port = if net.server().is_some() { PORT } else { 0 };
     let listen = SocketAddr::from((ip, port)).to_string();
     let flags = ["--listen", &listen, "--allow-from", "0.0.0.0/0", "--upstream", upstream];
-    Ok(net.at_server(World::start_with(program, Options::default(), &flags)).await)
+    let started = World::start_configured(program, Options::default(), &flags, config);
+    Ok(net.at_server(started).await)
 }
 
 async fn over_udp(net: &Net, world: World, device: Device) -> Running {

@@ -27,6 +27,7 @@ use common::transport::carrier::{OpenStream, StreamCarrier};
 use keys::Keyring;
 use pace::Pace;
 use proto::{
+    bootstrap::is_plain_path,
     doctor::Report,
     identity::Name,
     wire::{EnrollDevice, Enrolled},
@@ -65,6 +66,9 @@ pub struct SshTarget {
     /// The client to use in this process, instead of the stored one.
     #[serde(skip)]
     pub(crate) client_now: Option<SshClient>,
+    /// The directory of the server's state, if commands there could take that of another aditd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) remote_state: Option<String>,
     /// The port on the server's loopback interface on which its relay listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) relay_port: Option<u16>,
@@ -130,6 +134,7 @@ impl FromStr for SshTarget {
             remote_command: None,
             client: SshClient::default(),
             client_now: None,
+            remote_state: None,
             relay_port: None,
             pace: Pace::default(),
             keyring: Arc::default(),
@@ -281,13 +286,16 @@ impl SshTarget {
         // state.
         let port = self.relay_port.map(|port| format!("export {RELAY_PORT}={port}; "));
         let port = port.unwrap_or_default();
+        let state = self.remote_state.as_deref().filter(|state| is_plain_path(state));
+        let state = state.map(|state| format!("export ADITD_STATE_DIR={state}; "));
+        let state = state.unwrap_or_default();
         let remote = match &self.remote_command {
             Some(command) => format!("exec {command} {arguments}"),
             None => format!(
                 "for a in {PLACES}; do if command -v \"$a\" >/dev/null 2>&1; then exec \"$a\" {arguments}; fi; done; exit {NOT_FOUND}"
             ),
         };
-        format!("sh -c '{port}{remote}'")
+        format!("sh -c '{port}{state}{remote}'")
     }
 }
 

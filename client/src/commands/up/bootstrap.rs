@@ -267,6 +267,8 @@ impl Job<'_> {
             Plan::Keep { running } => {
                 let path = running.as_ref().map(|running| running.program.clone());
                 target.remote_command = path.filter(|path| proto::bootstrap::is_plain_path(path));
+                let needs_state = running.as_ref().is_some_and(|running| running.needs_state);
+                target.remote_state = needs_state.then(|| found.state.clone());
                 if let Some(running) = running {
                     say(format!("aditd {} runs on {to}, and is kept.", running.version));
                 }
@@ -276,6 +278,8 @@ impl Job<'_> {
                 self.agree().await?;
                 self.install(&remote, install, &program).await?;
                 target.remote_command = Some(install.link());
+                // The configuration of the box may name the state of another aditd.
+                target.remote_state = Some(install.state.clone());
             }
         }
         let path = target.remote_command.as_ref();

@@ -64,6 +64,8 @@ pub struct Running {
     pub version: String,
     /// The service that it forwards to.
     pub upstream: String,
+    /// Whether commands on the box have to be told its state.
+    pub needs_state: bool,
 }
 
 /// A part of what `aditd status --json` prints.
@@ -82,7 +84,8 @@ impl Found {
         let lines = Lines(answer);
         let running = lines.first("status").and_then(|status| {
             let Status { version, upstream } = serde_json::from_str(status).ok()?;
-            Some(Running { program: lines.first("program")?.to_owned(), version, upstream })
+            let (program, needs_state) = (lines.first("program")?, lines.is("named_state"));
+            Some(Running { program: program.to_owned(), version, upstream, needs_state })
         });
         let (udp, tcp) = (lines.first("udp"), lines.first("tcp"));
         let sockets = udp.zip(tcp).map(|(udp, tcp)| (sockets(udp), sockets(tcp)));

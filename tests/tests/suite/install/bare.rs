@@ -279,6 +279,60 @@ async fn removed_in_part(gpu: &BareBox) -> serde_json::Value {
     told
 }
 
+/// Starts an aditd whose state is in `~/theirs`.
+const THEIRS: &str = "mkdir -p -m 700 ~/theirs
+    setsid ~/.local/bin/aditd serve --state-dir ~/theirs --listen 127.0.0.1:0 >~/theirs.log 2>&1 </dev/null &
+    tries=0
+    until ~/.local/bin/aditd status --state-dir ~/theirs >/dev/null 2>&1; do
+        tries=$((tries + 1)); [ $tries -lt 500 ] || { cat ~/theirs.log >&2; exit 1; }; sleep 0.02
+    done";
+
+/// A box on which the configuration of the machine names the state in `~/theirs`.
+async fn configured() -> Option<BareBox> {
+    let files: &[_] = &[
+        (".bashrc", "export ADITD_CONFIG=$HOME/aditd.toml\n"),
+        ("aditd.toml", "state_dir = 'theirs'\n"),
+    ];
+    let gpu =
+        BareBox::start(PROGRAM, Kind { shell: "/bin/bash", files, ..Kind::default() }).await?;
+    let binary = gpu.binary.display();
+    gpu.on_the_box(&format!("mkdir -p ~/.local/bin && cp -L '{binary}' ~/.local/bin/aditd"));
+    Some(gpu)
+}
+
+#[tokio::test]
+async fn the_aditd_that_the_configuration_of_the_box_names_is_kept() {
+    let Some(gpu) = configured().await else { return };
+    gpu.on_the_box(THEIRS);
+    let servers = gpu.servers();
+    let up = gpu.up(&gpu.up_args(&["--yes"])).await;
+    gpu.has_tokens(&up).await;
+    let log = up.adit.log();
+    assert!(log.contains("and is kept") && !log.contains("left alone"), "{log}");
+    assert_eq!(gpu.servers(), servers);
+    gpu.on_the_box("! test -e ~/.local/share/adit");
+}
+
+#[tokio::test]
+async fn beside_another_aditd_the_device_enrolls_at_the_one_that_was_installed() {
+    let Some(gpu) = configured().await else { return };
+    let up = gpu.up(&gpu.up_args(&["--yes"])).await;
+    gpu.has_tokens(&up).await;
+    up.end().await;
+    let own = gpu.servers();
+    // That one runs now, and the commands of a login speak with it. The next laptop does not.
+    gpu.on_the_box(THEIRS);
+    std::fs::rename(gpu.scratch("state"), gpu.scratch("first")).expect("renamed");
+    let up = gpu.up(&gpu.up_args(&["--yes", "--device", "second"])).await;
+    gpu.has_tokens(&up).await;
+    let devices = |state: &str| {
+        let list = format!("~/.local/bin/aditd device list --json --state-dir {state}");
+        gpu.on_the_box(&list)
+    };
+    assert!(devices("~/.local/share/aditd").contains("second") && own.len() == 1);
+    assert!(!devices("~/theirs").contains("second"));
+}
+
 #[tokio::test]
 async fn a_unit_of_others_that_does_not_run_is_left_with_the_state() {
     let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };

@@ -70,16 +70,27 @@ for at in "$@"; do
     fi
 done
 
-# An aditd that runs.
-export ADITD_STATE_DIR="${ADITD_STATE_DIR:-$state}"
+# An aditd that runs: the one that adit has installed; else the one with which this login's commands
+# speak by the configuration of the box; else that of the usual state, which has to be named to them.
 mine=
-for a in "$dir/aditd" aditd "$HOME/.local/bin/aditd" "$HOME/.cargo/bin/aditd" /usr/local/bin/aditd; do
-    if has "$a" && status=$("$a" status --json 2>/dev/null); then
-        say program "$a"
-        say status "$status"
-        mine=$(cat "$ADITD_STATE_DIR/lock" 2>/dev/null)
-        break
+order='no yes'
+[ -f "$dir/installed" ] && order='yes no'
+usual=$ADITD_STATE_DIR
+for named in $order; do
+    export ADITD_STATE_DIR="$state"
+    if [ "$named" = no ]; then
+        unset ADITD_STATE_DIR
+        [ -n "$usual" ] && export ADITD_STATE_DIR="$usual"
     fi
+    for a in "$dir/aditd" aditd "$HOME/.local/bin/aditd" "$HOME/.cargo/bin/aditd" /usr/local/bin/aditd; do
+        if has "$a" && status=$("$a" status --json 2>/dev/null); then
+            say program "$a"
+            say status "$status"
+            [ "$named" = yes ] && say named_state yes
+            mine=$(printf %s "$status" | tr ',{' '\n\n' | sed -n 's/^ *"pid": *\([0-9]*\).*/\1/p' | head -n 1)
+            break 2
+        fi
+    done
 done
 if [ -S /run/adit/enroll.sock ] && [ -w /run/adit/enroll.sock ]; then
     for a in aditd "$HOME/.local/bin/aditd" "$HOME/.cargo/bin/aditd" /usr/local/bin/aditd; do

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// The user of the box, whom the machine does not know.
-const UID: u32 = 54321;
+pub const UID: u32 = 54321;
 const USER: &str = "boxer";
 const OLLAMA: &str = "127.0.0.1:11434";
 
@@ -174,9 +174,22 @@ impl BareBox {
     /// # Panics
     /// If it fails.
     pub fn on_the_box(&self, script: &str) -> String {
+        self.as_user(UID, script)
+    }
+
+    /// Runs a script on the box as root, with the home directory of its user; returns what it prints.
+    /// What it mounts is seen on the box only.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn as_root(&self, script: &str) -> String {
+        self.as_user(0, script)
+    }
+
+    fn as_user(&self, uid: u32, script: &str) -> String {
         let out = Command::new("nsenter")
             .args(["--target", &self.init_pid(), "--all", "--", "setsid", "--wait", "setpriv"])
-            .args([format!("--reuid={UID}"), format!("--regid={UID}")])
+            .args([format!("--reuid={uid}"), format!("--regid={uid}")])
             .args(["--clear-groups", "--", "env", "-i", "PATH=/usr/bin:/bin"])
             .arg(format!("HOME={}", self.home_there()))
             .args(["sh", "-c", script])

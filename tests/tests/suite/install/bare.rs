@@ -333,6 +333,43 @@ async fn beside_another_aditd_the_device_enrolls_at_the_one_that_was_installed()
     assert!(!devices("~/theirs").contains("second"));
 }
 
+/// Ends the aditd that adit has installed, as a reboot does.
+const OWN_ENDS: &str = "pid=$(cat ~/.local/share/aditd/lock) && kill -9 $pid
+    while kill -0 $pid 2>/dev/null; do sleep 0.02; done";
+
+#[tokio::test]
+async fn beside_another_aditd_the_one_that_was_installed_is_started_again() {
+    let Some(gpu) = configured().await else { return };
+    gpu.up(&gpu.up_args(&["--yes"])).await.end().await;
+    gpu.on_the_box(OWN_ENDS);
+    gpu.on_the_box(THEIRS);
+    let theirs = gpu.servers();
+    assert_eq!(theirs.len(), 1, "{theirs:?}");
+    // Theirs is not the one to replace.
+    let binary = gpu.binary.to_str().expect("a path");
+    let upgrade = gpu.adit(&["upgrade", &gpu.url, "--yes", "--server-binary", binary]).await;
+    let cure = format!("`adit up {}", gpu.url);
+    assert!(upgrade.code == Some(1) && upgrade.stderr.contains(&cure), "{upgrade:?}");
+    let up = gpu.up(&gpu.up_args(&["--yes"])).await;
+    gpu.has_tokens(&up).await;
+    let log = up.adit.log();
+    assert!(!log.contains("Enrolled as"), "{log}");
+    up.end().await;
+    // Another laptop does the same.
+    gpu.on_the_box(OWN_ENDS);
+    std::fs::rename(gpu.scratch("state"), gpu.scratch("first")).expect("renamed");
+    let up = gpu.up(&gpu.up_args(&["--yes", "--device", "second"])).await;
+    gpu.has_tokens(&up).await;
+    let devices = |state: &str| {
+        let list = format!("~/.local/bin/aditd device list --json --state-dir {state}");
+        gpu.on_the_box(&list)
+    };
+    assert!(devices("~/.local/share/aditd").contains("second"));
+    assert!(!devices("~/theirs").contains("second"));
+    let servers = gpu.servers();
+    assert!(servers.len() == 2 && servers.contains(&theirs[0]), "{servers:?}");
+}
+
 #[tokio::test]
 async fn a_unit_of_others_that_does_not_run_is_left_with_the_state() {
     let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };

@@ -130,3 +130,19 @@ async fn flags_for_a_box_need_a_login() {
         "{ended:?}"
     );
 }
+
+#[tokio::test]
+async fn a_unit_of_the_system_is_no_obstacle_where_no_systemd_runs() {
+    let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };
+    // A container with the package: its unit is there and nothing starts it.
+    gpu.as_root(
+        "mount -t tmpfs tmpfs /root && mount -t tmpfs tmpfs /usr/local/lib
+         ! test -e /run/systemd || mount -t tmpfs tmpfs /run/systemd
+         mkdir -p /usr/local/lib/systemd/system
+         printf '[Service]\\nExecStart=/opt/aditd serve\\n' >/usr/local/lib/systemd/system/aditd.service",
+    );
+    let root = gpu.url.replace("boxer@", "root@");
+    let binary = gpu.binary.to_str().expect("a path");
+    let dry = gpu.adit(&["up", &root, "--dry-run", "--server-binary", binary]).await;
+    assert!(dry.code == Some(0) && dry.stdout.contains("will\n  1. upload aditd"), "{dry:?}");
+}

@@ -61,7 +61,12 @@ if has systemctl && XDG_RUNTIME_DIR=$runtime DBUS_SESSION_BUS_ADDRESS=unix:path=
 fi
 [ -e "/var/lib/systemd/linger/$user" ] && say linger yes
 set -- "$HOME/.config/systemd/user"
-[ "$uid" = 0 ] && set -- /etc/systemd/system /usr/local/lib/systemd/system /usr/lib/systemd/system /lib/systemd/system
+if [ "$uid" = 0 ]; then
+    set --
+    # Where no systemd runs, as in a container, the unit of a package starts nothing.
+    [ "$systemd" = yes ] &&
+        set -- /etc/systemd/system /usr/local/lib/systemd/system /usr/lib/systemd/system /lib/systemd/system
+fi
 for at in "$@"; do
     unit=$at/aditd.service
     if [ -e "$unit" ] && ! grep -q '^# Made by `adit up`' "$unit"; then
@@ -70,11 +75,12 @@ for at in "$@"; do
     fi
 done
 
-# An aditd that runs: the one that adit has installed; else the one with which this login's commands
-# speak by the configuration of the box; else that of the usual state, which has to be named to them.
+# An aditd that runs: the one that adit has installed, if it has, and no other one; else the one with which
+# this login's commands speak by the configuration of the box; else that of the usual state, which has to be
+# named to them.
 mine=
 order='no yes'
-[ -f "$dir/installed" ] && order='yes no'
+[ -f "$dir/installed" ] && order=yes
 usual=$ADITD_STATE_DIR
 for named in $order; do
     export ADITD_STATE_DIR="$state"
@@ -92,7 +98,7 @@ for named in $order; do
         fi
     done
 done
-if [ -S /run/adit/enroll.sock ] && [ -w /run/adit/enroll.sock ]; then
+if [ ! -f "$dir/installed" ] && [ -S /run/adit/enroll.sock ] && [ -w /run/adit/enroll.sock ]; then
     for a in aditd "$HOME/.local/bin/aditd" "$HOME/.cargo/bin/aditd" /usr/local/bin/aditd; do
         has "$a" && say enroll_group yes
     done

@@ -48,7 +48,7 @@ struct Removed<'a> {
     /// Whether the server was removed with its state: not if adit has not installed it, or others use
     /// the state.
     removed: bool,
-    /// The files and directories that were removed there.
+    /// The files and directories that were removed there, and the line of the crontab.
     paths: &'a [String],
     /// What is left there, in words.
     left: &'a [String],
@@ -167,15 +167,22 @@ async fn on_the_box(login: &SshTarget) -> Result<RemovedThere, Failure> {
     let remote = Remote::open(login).await.map_err(|e| no_login(login, e))?;
     // Where `adit up` has put it: the stored command is the link in that directory.
     let named = login.remote_command.as_deref().and_then(|command| command.strip_suffix("/aditd"));
-    let Some(there) = on_box::remove(&remote, login, named).await? else {
-        say(format!("adit has not installed the aditd on {login}: it is left as it is."));
-        let left = vec!["the aditd there, which adit did not install".to_owned()];
-        return Ok(RemovedThere { state: false, removed: Vec::new(), left });
-    };
-    match there.state {
-        true => say(format!("aditd and its state are removed from {login}.")),
-        false => say(format!("Removed from {login}: {}.", there.removed.join(", "))),
-    }
+    let there = on_box::remove(&remote, login, named).await?;
+    say(match &there {
+        RemovedThere { installed: false, left, .. } if left.is_empty() => {
+            format!("adit has installed nothing on {login}.")
+        }
+        RemovedThere { installed: false, .. } => {
+            format!("adit has not installed the aditd on {login}: it is left as it is.")
+        }
+        RemovedThere { state: true, .. } => {
+            format!("aditd and its state are removed from {login}.")
+        }
+        RemovedThere { removed, .. } if removed.is_empty() => {
+            format!("Nothing was removed from {login}.")
+        }
+        RemovedThere { removed, .. } => format!("Removed from {login}: {}.", removed.join(", ")),
+    });
     for left in &there.left {
         say(format!("Left there: {left}."));
     }

@@ -226,59 +226,6 @@ async fn the_systems_ssh_does_it_too() {
     assert!(gpu.servers().is_empty() && !gpu.home().join(".local").exists());
 }
 
-#[tokio::test]
-async fn an_aditd_that_another_program_serves_is_left_with_its_state() {
-    let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };
-    gpu.up(&gpu.up_args(&["--yes"])).await.end().await;
-    let first = gpu.servers();
-    let state = gpu.on_the_box("sed -n 's/^state=//p' ~/.local/share/adit/installed");
-    let state = state.trim();
-    // Somebody has started a program of their own for this state.
-    gpu.on_the_box(&format!(
-        "mkdir ~/own && cp -L ~/.local/share/adit/aditd ~/own/aditd
-         tr '\\0' '\\n' </proc/{0}/cmdline | sed 1d >~/own/args
-         kill -9 {0}
-         tries=0
-         while grep -qsx aditd /proc/[0-9]*/comm && [ $tries -lt 500 ]; do sleep 0.02; tries=$((tries + 1)); done
-         set --; while read -r arg; do set -- \"$@\" \"$arg\"; done <~/own/args
-         setsid ~/own/aditd \"$@\" >~/own/log 2>&1 </dev/null &",
-        first[0]
-    ));
-    let serves = async {
-        loop {
-            let pid = gpu.on_the_box(&format!("cat '{state}/lock'"));
-            let servers = gpu.servers();
-            if servers != first && servers.len() == 1 && servers[0] == pid.trim() {
-                return servers;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let own = tokio::time::timeout(SOON, serves).await.expect("it serves the state");
-    let told = removed_in_part(&gpu).await;
-    let left = told["left"].to_string();
-    assert!(left.contains("which adit did not install") && left.contains(state), "{left}");
-    assert_eq!(gpu.servers(), own);
-    gpu.on_the_box(&format!("test -f '{state}/register.sqlite'"));
-    // Nothing is left there that adit could remove.
-    let told = removed_in_part(&gpu).await;
-    assert_eq!(told["paths"].as_array().map(Vec::len), Some(0), "{told}");
-}
-
-/// Removes what adit has installed, and asserts that the server was not, and that this device still
-/// knows it. Returns what was told.
-async fn removed_in_part(gpu: &BareBox) -> serde_json::Value {
-    let removed = gpu.adit(&["remove", "--yes", "--json"]).await;
-    assert_eq!(removed.code, Some(0), "{}", removed.stderr);
-    assert!(removed.stderr.contains("`adit forget default"), "{}", removed.stderr);
-    assert!(!removed.stderr.contains("its state are removed"), "{}", removed.stderr);
-    let told: serde_json::Value = serde_json::from_str(&removed.stdout).expect("JSON");
-    assert!(told["removed"] == false && told["forgotten"].is_null(), "{told}");
-    let known = gpu.adit(&["list", "--json"]).await.stdout;
-    assert!(known.contains("default"), "{known}");
-    told
-}
-
 /// Starts an aditd whose state is in `~/theirs`.
 const THEIRS: &str = "mkdir -p -m 700 ~/theirs
     setsid ~/.local/bin/aditd serve --state-dir ~/theirs --listen 127.0.0.1:0 >~/theirs.log 2>&1 </dev/null &
@@ -368,40 +315,4 @@ async fn beside_another_aditd_the_one_that_was_installed_is_started_again() {
     assert!(!devices("~/theirs").contains("second"));
     let servers = gpu.servers();
     assert!(servers.len() == 2 && servers.contains(&theirs[0]), "{servers:?}");
-}
-
-#[tokio::test]
-async fn a_unit_of_others_that_does_not_run_is_left_with_the_state() {
-    let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };
-    gpu.up(&gpu.up_args(&["--yes"])).await.end().await;
-    let state = gpu.on_the_box("sed -n 's/^state=//p' ~/.local/share/adit/installed");
-    let state = state.trim();
-    let unit = "~/.config/systemd/user/aditd.service";
-    gpu.on_the_box(&format!(
-        "mkdir -p ~/.config/systemd/user && printf '[Service]\\nExecStart=/opt/aditd serve\\n' >{unit}"
-    ));
-    let left = removed_in_part(&gpu).await["left"].to_string();
-    assert!(left.contains("systemd/user/aditd.service") && left.contains(state), "{left}");
-    assert_eq!(gpu.servers(), Vec::<String>::new());
-    gpu.on_the_box(&format!(
-        "test -f {unit} && test -f '{state}/register.sqlite' && ! test -e ~/.local/share/adit"
-    ));
-}
-
-#[tokio::test]
-async fn a_state_that_was_there_before_is_left() {
-    let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };
-    gpu.up(&gpu.up_args(&["--yes"])).await.end().await;
-    // As if somebody had made the state by hand: nothing else is known of adit there.
-    let state = gpu.on_the_box("sed -n 's/^state=//p' ~/.local/share/adit/installed");
-    let state = state.trim();
-    let pid = &gpu.servers()[0];
-    gpu.on_the_box(&format!(
-        "kill -9 {pid}; while kill -0 {pid} 2>/dev/null; do sleep 0.02; done; rm -r ~/.local/share/adit"
-    ));
-    std::fs::rename(gpu.scratch("state"), gpu.scratch("first")).expect("renamed");
-    gpu.up(&gpu.up_args(&["--yes", "--device", "second"])).await.end().await;
-    let left = removed_in_part(&gpu).await["left"].to_string();
-    assert!(left.contains("was there before") && left.contains(state), "{left}");
-    gpu.on_the_box(&format!("test -f '{state}/register.sqlite' && ! test -e ~/.local/share/adit"));
 }

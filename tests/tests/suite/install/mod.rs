@@ -2,5 +2,6 @@
 
 mod bare;
 mod obstacles;
+mod removal;
 mod systemd;
 mod upgrade;

@@ -164,16 +164,17 @@ pub(in crate::commands) async fn upgrade(
 
 /// What was removed from a box.
 pub(in crate::commands) struct RemovedThere {
+    /// Whether adit has installed an aditd there.
+    pub(in crate::commands) installed: bool,
     /// Whether the state was: no device is enrolled there any more.
     pub(in crate::commands) state: bool,
-    /// The files and directories.
+    /// The files and directories, and the line of the crontab.
     pub(in crate::commands) removed: Vec<String>,
     /// What is left, in words.
     pub(in crate::commands) left: Vec<String>,
 }
 
-/// Removes what was installed in `dir`, or in the usual directory. `None` if adit has installed nothing
-/// there.
+/// Removes what was installed in `dir`, or in the usual directory.
 ///
 /// # Errors
 /// If the box runs no shell.
@@ -181,20 +182,21 @@ pub(in crate::commands) async fn remove(
     remote: &Remote,
     target: &SshTarget,
     dir: Option<&str>,
-) -> Result<Option<RemovedThere>, Failure> {
+) -> Result<RemovedThere, Failure> {
     let answer =
         run(remote, target, "remove aditd from", &[("wanted", dir.unwrap_or_default())], REMOVE)
             .await?;
     let lines = Lines(&answer);
-    match lines.first("installed") {
-        Some("yes") => {
-            let all = |key| lines.all(key).map(ToOwned::to_owned).collect();
-            let state = lines.first("state").is_some();
-            Ok(Some(RemovedThere { state, removed: all("removed"), left: all("left") }))
-        }
-        Some(_) => Ok(None),
-        None => Err(not_understood(target, "it does not say whether aditd was removed")),
-    }
+    let Some(installed) = lines.first("installed") else {
+        return Err(not_understood(target, "it does not say whether aditd was removed"));
+    };
+    let all = |key| lines.all(key).map(ToOwned::to_owned).collect();
+    Ok(RemovedThere {
+        installed: installed == "yes",
+        state: lines.first("state").is_some(),
+        removed: all("removed"),
+        left: all("left"),
+    })
 }
 
 /// Runs a script with these variables.

@@ -153,3 +153,48 @@ test -e /proc/$pid || echo "no process"
         ],
     );
 }
+
+#[test]
+fn the_systems_user_of_others_stays_and_none_is_left_of_a_unit_that_does_not_start() {
+    ends_saying(
+        "root",
+        "no",
+        r#"
+users=/etc/sysusers.d/aditd.conf
+up root
+adit remove --yes --json >/remove.json 2>/remove.log || { cat /remove.log; exit 1; }
+cat /remove.json
+grep -q "\"$users\"" /remove.json && echo "the file of users is named"
+test -e $users || echo "and gone"
+# Somebody else's unit, for another state.
+mkdir -p /usr/local/lib/systemd/system
+up root
+printf '[Service]\nExecStart=/opt/aditd serve --state-dir /srv/other\n' >/usr/local/lib/systemd/system/aditd.service
+adit remove --yes 2>/remove.log || { cat /remove.log; exit 1; }
+cat /remove.log
+test ! -e /var/lib/adit && test -e $users && ! grep userdel /remove.log && echo "the user of that unit stays"
+rm -f /usr/local/lib/systemd/system/aditd.service
+# That of `service install` stays, with and without a unit that starts.
+printf '# Made by `service install`.\nu aditd - "Adit server" /var/lib/adit -\n' >$users
+up root
+adit remove --yes 2>/remove.log || { cat /remove.log; exit 1; }
+grep -q 'Made by `service install`' $users && ! grep userdel /remove.log && echo "that of a service stays"
+rm $users
+# A unit that does not start.
+mkdir -p /etc/systemd/system/aditd.service.d
+printf '[Service]\nExecStartPre=/bin/false\n' >/etc/systemd/system/aditd.service.d/false.conf
+up root
+grep -q 'systemd refuses' /up.log && echo "it runs as a process"
+test -e $users || echo "no file of users"
+adit remove --yes 2>/remove.log || { cat /remove.log; exit 1; }
+"#,
+        &[
+            "the file of users is named",
+            "and gone",
+            "the user of that unit stays",
+            "that of a service stays",
+            "it runs as a process",
+            "no file of users",
+        ],
+    );
+}

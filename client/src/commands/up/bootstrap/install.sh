@@ -45,8 +45,12 @@ by_unit() {
         sleep 0.1 2>/dev/null || sleep 1
     done
     if [ -n "$sysusers" ]; then
-        words=$(put /etc/sysusers.d/aditd.conf "$sysusers") || return 1
-        chmod 644 /etc/sysusers.d/aditd.conf
+        # That of `aditd service install` is the same, and stays its own.
+        if ! grep -qs '^# Made by `service install`' /etc/sysusers.d/aditd.conf; then
+            made_users=yes
+            words=$(put /etc/sysusers.d/aditd.conf "$sysusers") || return 1
+            chmod 644 /etc/sysusers.d/aditd.conf
+        fi
         words=$(systemd-sysusers /etc/sysusers.d/aditd.conf 2>&1) || return 1
     fi
     words=$(put "$unit_file" "$unit") || return 1
@@ -56,6 +60,7 @@ by_unit() {
     words=$({ control daemon-reload && control enable aditd && control restart aditd; } 2>&1)
 }
 service=process
+made_users=no
 if [ "$kind" != process ]; then
     installed "$kind" >/dev/null
     if by_unit; then
@@ -64,6 +69,7 @@ if [ "$kind" != process ]; then
         say why "$words"
         control disable aditd >/dev/null 2>&1
         rm -f "$unit_file"
+        [ "$made_users" = yes ] && rm -f /etc/sysusers.d/aditd.conf
         control daemon-reload >/dev/null 2>&1
     fi
 fi

@@ -130,21 +130,25 @@ fn start_again(found: &BoxFound) -> String {
 }
 
 /// Adds a cure that starts the server with a setting: with this flag, or, if it is a service, with this
-/// line of its file.
+/// line of its file. The setting may be there already, and a second one would be refused.
 fn cure_with(found: &BoxFound, judged: Judgement, note: &str, flag: &str, line: &str) -> Judgement {
     match found.unit.as_ref().and_then(|unit| unit.state.as_ref()) {
         None => judged.cure_by(note, format!("aditd serve{} {flag}", found.argument)),
-        Some(unit) if unit.is_users => judged.cure_by(
-            format!("{note}: write `{flag}` behind `aditd serve` in the unit"),
-            "systemctl --user edit --full aditd && systemctl --user restart aditd",
-        ),
+        Some(unit) if unit.is_users => {
+            let name = flag.split(' ').next().unwrap_or(flag);
+            judged.cure_by(
+                format!("{note}: in the unit, change what is behind `{name}`; if it is not there, add `{flag}` behind `aditd serve`"),
+                "systemctl --user edit --full aditd && systemctl --user restart aditd",
+            )
+        }
         Some(_) => {
             let file = match &found.config {
                 Some(Ok(Some(path))) => path,
                 _ => "/etc/adit/aditd.toml",
             };
+            let key = line.split(' ').next().unwrap_or(line);
             judged.cure_by(
-                format!("{note}: put `{line}` into `{file}`, then"),
+                format!("{note}: in `{file}`, change the line that begins with `{key}`; if there is none, add `{line}` above the first `[table]`; a flag in the unit overrides it; then"),
                 "sudo systemctl restart aditd",
             )
         }

@@ -177,3 +177,42 @@ fn an_older_kernel_that_limits_files_and_system_calls_is_well() {
 fn each_breakage_is_named_with_a_cure() {
     assert_each_is_named(&BREAKAGES, well, lines);
 }
+
+#[test]
+fn a_setting_that_may_be_there_already_is_changed_and_not_added_again() {
+    let cures = |is_users: bool| {
+        let mut found = well();
+        found.ollama.answer = VersionAnswer::Refused;
+        state_of(&mut found).is_users = is_users;
+        if let ServerFound::Running { addresses, .. } = &mut found.server {
+            addresses.clear();
+        }
+        let all = lines(&found).into_iter().flat_map(|line| line.cures);
+        let set =
+            all.filter(|cure| cure.note.contains("upstream") || cure.note.contains("advertise"));
+        let set: Vec<_> = set.map(|cure| (cure.note, cure.command.expect("a command"))).collect();
+        set
+    };
+    let (in_unit, in_file) = (cures(true), cures(false));
+    let edit = "systemctl --user edit --full aditd && systemctl --user restart aditd";
+    for ((note, command), flag) in
+        in_unit.iter().zip(["--advertise HOST:PORT", "--upstream http://127.0.0.1:PORT"])
+    {
+        let name = flag.split(' ').next().expect("a name");
+        assert!(note.contains(&format!("change what is behind `{name}`; if it is not")), "{note}");
+        assert!(note.ends_with(&format!("add `{flag}` behind `aditd serve`")), "{note}");
+        assert_eq!(command, edit);
+    }
+    let file = "in `/etc/adit/aditd.toml`, change the line that begins with";
+    for ((note, command), line) in in_file
+        .iter()
+        .zip([r#"advertise = ["HOST:PORT"]"#, r#"upstream = "http://127.0.0.1:PORT""#])
+    {
+        let key = line.split(' ').next().expect("a key");
+        assert!(note.contains(&format!("{file} `{key}`; if there is none, add")), "{note}");
+        assert!(note.contains(&format!("add `{line}` above the first `[table]`")), "{note}");
+        assert!(note.ends_with("; a flag in the unit overrides it; then"), "{note}");
+        assert_eq!(command, "sudo systemctl restart aditd");
+    }
+    assert_eq!((in_unit.len(), in_file.len()), (2, 2));
+}

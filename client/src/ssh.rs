@@ -230,6 +230,19 @@ impl SshTarget {
         (&self.destination, self.port) == (&other.destination, other.port)
     }
 
+    /// Means the aditd that `known` means, if both lead to the same login: beside another aditd,
+    /// commands of that login would take the state of the other one. A program that is set already
+    /// stays; if it is another one than that of `known`, so does the state that it finds itself.
+    pub(crate) fn at_the_aditd_of(mut self, known: &Self) -> Self {
+        let command = self.remote_command.as_ref();
+        let is_other = command.is_some() && command != known.remote_command.as_ref();
+        if self.leads_to_the_same(known) && !is_other {
+            self.remote_command.clone_from(&known.remote_command);
+            self.remote_state.clone_from(&known.remote_state);
+        }
+        self
+    }
+
     /// Whether this computer knows the host, from its SSH configuration or by its name.
     pub(crate) async fn is_known(&self) -> bool {
         let Ok(host) = config::of(&self.destination, self.port).await else { return true };
@@ -399,6 +412,36 @@ mod tests {
             "me@",
         ] {
             assert!(bad.parse::<SshTarget>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_enrollment_again_means_the_aditd_that_is_known_unless_another_one_is_named() {
+        let of = |destination: &str, command: Option<&str>| SshTarget {
+            remote_command: command.map(ToOwned::to_owned),
+            ..destination.parse().expect("a destination")
+        };
+        let own = Some("/home/me/.local/share/adit/aditd");
+        let known =
+            SshTarget { remote_state: Some("/home/me/state".to_owned()), ..of("me@gpu", own) };
+        for (destination, command, is_known) in [
+            ("me@gpu", None, true),
+            ("me@gpu", own, true),
+            ("me@gpu", Some("/usr/bin/aditd"), false),
+            ("me@gpu:2222", None, false),
+            ("you@gpu", None, false),
+        ] {
+            let again = of(destination, command).at_the_aditd_of(&known);
+            let (command, state) = match is_known {
+                true => (own, known.remote_state.as_deref()),
+                false => (command, None),
+            };
+            assert_eq!(
+                (again.remote_command.as_deref(), again.remote_state.as_deref()),
+                (command, state),
+                "{destination}"
+            );
+            assert_eq!(again.destination, of(destination, None).destination);
         }
     }
 }

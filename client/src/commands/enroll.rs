@@ -68,10 +68,12 @@ pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure>
         Some(mut target) => {
             target.remote_command.clone_from(&enroll.remote_command);
             target.client = enroll.ssh.ssh_client.unwrap_or_default();
-            {
-                let device = device_name(enroll.device)?;
-                by_ssh(profile_dir, target, device, place.as_ref(), None).await?
+            // It is there only with `--replace`; a profile that cannot be read is replaced as well.
+            if let Some(known) = profile_dir.read().ok().and_then(|profile| profile.ssh) {
+                target = target.at_the_aditd_of(&known);
             }
+            let device = device_name(enroll.device)?;
+            by_ssh(profile_dir, target, device, place.as_ref(), None).await?
         }
         None => {
             let code = match sign_in::known_code(again.as_ref(), &enroll) {

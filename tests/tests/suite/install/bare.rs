@@ -278,6 +278,12 @@ async fn beside_another_aditd_the_device_enrolls_at_the_one_that_was_installed()
     };
     assert!(devices("~/.local/share/aditd").contains("second") && own.len() == 1);
     assert!(!devices("~/theirs").contains("second"));
+    // It enrolls again at the same one, as cures say, which know the login alone.
+    up.end().await;
+    let again = gpu.adit(&["enroll", "--replace", "--device", "third", &gpu.url]).await;
+    assert_eq!(again.code, Some(0), "{}", again.stderr);
+    assert!(devices("~/.local/share/aditd").contains("third"));
+    assert!(!devices("~/theirs").contains("third"));
 }
 
 /// Ends the aditd that adit has installed, as a reboot does.

@@ -103,7 +103,7 @@ impl SettingsFile {
         };
         let written = ConfigText::read(&path)?.text_at("state_dir");
         let beside = path.parent().unwrap_or(Path::new("/"));
-        let state_dir = written.map(|written| beside.join(written));
+        let state_dir = written.map(|(written, _)| beside.join(written));
         Ok((Self { state_dir, ..Self::default() }, Some(wrong)))
     }
 

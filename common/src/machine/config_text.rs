@@ -54,10 +54,12 @@ impl ConfigText {
         Self { path: path.to_owned(), text }
     }
 
-    /// A text at the top of the file, even if other parts of the file are wrong.
-    pub fn text_at(&self, key: &str) -> Option<String> {
+    /// A text at the top of the file, and the byte where it begins, even if other parts of the file are
+    /// wrong.
+    pub fn text_at(&self, key: &str) -> Option<(String, usize)> {
         let (table, _) = toml::de::DeTable::parse_recoverable(&self.text);
-        Some(table.get_ref().get(key)?.get_ref().as_str()?.to_owned())
+        let value = table.get_ref().get(key)?;
+        Some((value.get_ref().as_str()?.to_owned(), value.span().start))
     }
 
     /// The text.
@@ -338,7 +340,8 @@ mod tests {
     fn one_setting_is_read_from_a_file_that_is_wrong_elsewhere() {
         for text in ["a = 'x'\nhol = 1", "a = 'x'\nhold = \nb = [", "hold = 5\na = 'x'"] {
             let file = ConfigText::new(Path::new("/etc/x.toml"), text.to_owned());
-            assert_eq!(file.text_at("a").as_deref(), Some("x"), "{text}");
+            let at = text.find("'x'").expect("it is there");
+            assert_eq!(file.text_at("a"), Some(("x".to_owned(), at)), "{text}");
         }
     }
 
@@ -348,7 +351,7 @@ mod tests {
             ("hol = ''", 1, Some("hold")),
             ("\n\nidletimeout = 1", 3, Some("idle_timeout")),
             ("hold = ''\nidle-timeout = 1", 2, Some("idle_timeout")),
-            ("a = 1", 1, None),
+            ("x = 1", 1, None),
             ("zone = 1", 1, None),
         ] {
             let told = told(text);

@@ -102,10 +102,17 @@ pub(crate) fn of_system() -> Option<PathBuf> {
     Some(PathBuf::from(SYSTEM_FILE)).filter(|path| path.exists())
 }
 
-/// The state directory that a file names, even if the rest of the file is wrong.
-pub(super) fn state_dir(path: &Path) -> Option<PathBuf> {
-    let written = PathBuf::from(ConfigText::read(path).ok()?.text_at("state_dir")?);
-    Some(WrittenPath::try_from(written).ok()?.resolve_in(dir_of(path)))
+/// The state directory that a file names, even if the rest of the file is wrong. `None` if it names
+/// none, or cannot be read: the server reports that.
+///
+/// # Errors
+/// Exit code 2 if it names one that cannot be used: another one would be the state of another server.
+pub(super) fn state_dir(path: &Path) -> Result<Option<PathBuf>, Failure> {
+    let Ok(text) = ConfigText::read(path) else { return Ok(None) };
+    let Some((written, at)) = text.text_at("state_dir") else { return Ok(None) };
+    let written = WrittenPath::try_from(PathBuf::from(written));
+    let written = written.map_err(|why| text.wrong_at(at, format!("state_dir: {why}")))?;
+    Ok(Some(written.resolve_in(dir_of(path))))
 }
 
 /// Where relative paths begin that a configuration file names.

@@ -41,10 +41,13 @@ impl Flags {
     /// reported by the server.
     ///
     /// # Errors
-    /// Exit code 2 if no state directory is known.
+    /// Exit code 2 if no state directory is known, or if that of the file cannot be used.
     pub fn state_dir(&self) -> Result<PathBuf, Failure> {
-        let of_file = || self.file().and_then(|path| file::state_dir(&path));
-        self.state_dir.clone().or_else(of_file).or_else(state::default_dir).ok_or_else(homeless)
+        if let Some(dir) = &self.state_dir {
+            return Ok(dir.clone());
+        }
+        let of_file = self.file().map(|path| file::state_dir(&path)).transpose()?.flatten();
+        of_file.or_else(state::default_dir).ok_or_else(homeless)
     }
 }
 

@@ -162,3 +162,20 @@ fn the_state_directory_alone_begins_at_the_file_too() {
     std::fs::write(&path, "state_dir = 'x'\nnonsense = 1").expect("written");
     assert_eq!(flags.state_dir().expect("a directory"), tmp.path().join("x"));
 }
+
+#[test]
+fn a_state_directory_that_cannot_be_used_is_not_taken_for_the_default() {
+    let tmp = tempfile::tempdir().expect("tempdir");
+    let path = tmp.path().join("aditd.toml");
+    let flags = Flags { state_dir: None, config: Some(path.clone()) };
+    for (written, said) in [("~/adit", "begins with `~`"), ("", "a path is empty")] {
+        std::fs::write(&path, format!("# Ours.\nstate_dir = '{written}'\nnonsense = 1"))
+            .expect("written");
+        let why = flags.state_dir().expect_err(written);
+        assert_eq!(why.exit_code(), Exit::Usage, "{why}");
+        let text = why.to_string();
+        assert!(text.contains("line 2: state_dir: ") && text.contains(said), "{text}");
+        let flags = Flags { state_dir: Some("/x".into()), ..flags.clone() };
+        assert_eq!(flags.state_dir().expect("that of the flag"), std::path::Path::new("/x"));
+    }
+}

@@ -83,13 +83,15 @@ pub(crate) async fn run(
     // Before the first login. A signal that comes between two steps is not lost.
     let mut signals = StopSignals::listen_at_terminal()
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
-    let preparing = async {
-        let chosen = chosen(state_dir, &flags).await?;
-        let (has_several, arguments) = (chosen.len() > 1, arguments(&flags, &chosen));
-        Ok((prepare(chosen, &flags, named, file).await?, has_several, arguments))
+    let chosen = unless_asked(signals.asked(), ENDS_WITHIN, chosen(state_dir, &flags)).await?;
+    let Some(chosen) = chosen else { return Ok(()) };
+    let (has_several, arguments) = (chosen.len() > 1, arguments(&flags, &chosen));
+    // Another adit may be waited for, and nothing is left half done.
+    let prepared = tokio::select! {
+        biased;
+        prepared = prepare(chosen, &flags, named, file) => prepared?,
+        () = signals.asked() => return Ok(()),
     };
-    let prepared = unless_asked(signals.asked(), ENDS_WITHIN, preparing).await?;
-    let Some((prepared, has_several, arguments)) = prepared else { return Ok(()) };
     if prepared.is_empty() {
         return Ok(());
     }

@@ -1,6 +1,7 @@
 //! An `adit` that is stopped, also by a closed terminal, and what `status` says meanwhile.
 
 use tests::{
+    process::Process,
     raw,
     terminal::Terminal,
     world::{Device, SOON, Up, World},
@@ -59,6 +60,24 @@ async fn while_draining_status_says_so_and_shows_no_listener() {
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     let left = device.status().await["stopping_seconds_left"].as_u64();
     assert!((3000..3600).contains(&left.expect("seconds")), "{left:?}");
+    drop(app);
+    assert_eq!(up.adit.ended().await.expect("it ends").code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_second_adit_that_waits_for_the_first_one_is_stopped_without_an_error() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let mut up = device.up(&["--drain", "1h"]).await;
+    let app = long_answer(&up, -1).await;
+    up.adit.signal("TERM");
+    status_until(&device, |status| status["stopping"] == true).await;
+    let command = device.command(&["up", "--listen", "127.0.0.1:0"]);
+    let mut second = Process::spawn(command, "adit").expect("it starts");
+    second.says("waiting for the running adit").await;
+    second.signal("TERM");
+    let (status, log) = second.ended_saying().await.expect("it ends");
+    assert_eq!(status.code(), Some(0), "{log}");
     drop(app);
     assert_eq!(up.adit.ended().await.expect("it ends").code(), Some(0));
 }

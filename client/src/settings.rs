@@ -18,7 +18,11 @@ pub(crate) use self::{
     flags::{Named, SettingFlags, SshFlag},
     services::ServiceListen,
 };
-use crate::{dial::route::CarrierChoice, local::listener::ListenAddr, ssh::SshClient};
+use crate::{
+    dial::route::CarrierChoice,
+    local::{listener::ListenAddr, owner::WrittenIn},
+    ssh::SshClient,
+};
 
 const HOLD: Duration = Duration::from_secs(30);
 const DRAIN: Duration = Duration::from_secs(30);
@@ -91,6 +95,16 @@ pub(crate) struct Row {
 }
 
 impl Settings {
+    /// Where the networks of `server` are written that may use the tunnel.
+    pub(crate) fn allow_from_is_in(&self, server: &Name) -> WrittenIn {
+        match self.allow_from.source {
+            Source::Flag => WrittenIn::Flag,
+            Source::Environment => WrittenIn::Environment,
+            Source::ServerTable => WrittenIn::TableOf(server.to_string()),
+            Source::File | Source::Default | Source::Running => WrittenIn::File,
+        }
+    }
+
     /// The settings of a server.
     pub(crate) fn settle(
         flags: &SettingFlags,

@@ -189,7 +189,8 @@ fn start(
         let _in_span = span.enter();
         let any_user = settings.any_user.value;
         let owners = let_in(any_user, &listeners, arguments)?;
-        let owners = owners.and_networks(&settings.allow_from.value);
+        let written_in = settings.allow_from_is_in(&place.name);
+        let owners = owners.and_networks(&settings.allow_from.value, written_in);
         let entrances = unix::bind_all(place.listen.as_deref().unwrap_or_default(), any_user)?;
         let of_services: Vec<_> = served
             .iter()

@@ -6,6 +6,7 @@
 
 #[cfg(target_os = "linux")]
 mod linux;
+mod stranger;
 
 use std::{
     fmt, io,
@@ -18,6 +19,9 @@ use common::machine::{network::network_around, process, report::typed};
 use ipnet::IpNet;
 use proto::ollama::answer::ErrorAnswer;
 use tracing::warn;
+
+use self::stranger::Told;
+pub(crate) use self::stranger::WrittenIn;
 
 /// How long a look-up of a user's name may take: the user database may be on a server.
 const NAME_WITHIN: Duration = Duration::from_secs(1);
@@ -41,9 +45,6 @@ struct Allowed {
     /// users (user_namespaces(7)).
     overflow: Option<u32>,
 }
-
-/// How often the log tells of connections from other networks.
-const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// Why a connection is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,8 +85,10 @@ impl Allowed {
 pub(crate) struct Owners {
     /// They may use addresses that are not loopback.
     networks: Vec<IpNet>,
-    /// When the log last told of another network.
-    told: Mutex<Option<Instant>>,
+    /// Where those are written.
+    written_in: WrittenIn,
+    /// When the log last told of other networks.
+    told: Mutex<Told>,
     #[cfg(target_os = "linux")]
     checked: Option<(Allowed, linux::Sockets)>,
 }
@@ -95,6 +98,7 @@ impl Owners {
     pub(crate) fn any() -> Self {
         Self {
             networks: Vec::new(),
+            written_in: WrittenIn::default(),
             told: Mutex::default(),
             #[cfg(target_os = "linux")]
             checked: None,
@@ -113,6 +117,7 @@ impl Owners {
             Allowed { uid: rustix::process::geteuid().as_raw(), overflow: linux::overflow_uid() };
         Ok(Self {
             networks: Vec::new(),
+            written_in: WrittenIn::default(),
             told: Mutex::default(),
             checked: Some((allowed, linux::Sockets::open(listening)?)),
         })
@@ -128,24 +133,20 @@ impl Owners {
     }
 
     /// Lets in these networks, too, at addresses that are not loopback.
-    pub(crate) fn and_networks(self, networks: &[IpNet]) -> Self {
-        Self { networks: networks.to_vec(), ..self }
+    pub(crate) fn and_networks(self, networks: &[IpNet], written_in: WrittenIn) -> Self {
+        Self { networks: networks.to_vec(), written_in, ..self }
     }
 
-    /// Tells the log of a refusal of which the application is not told: at most once in
-    /// [`TELL_EVERY`], because anyone can cause it.
+    /// Tells the log of a refusal of which the application is not told: seldom, because anyone can
+    /// cause it.
     pub(crate) fn log(&self, refused: OwnerRefusal) {
         let OwnerRefusal::OtherNetwork(from) = refused else { return };
+        let around = network_around(from);
+        let network = around.as_ref().map(|(_, network)| *network);
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if told.is_some_and(|told| now.duration_since(told) < TELL_EVERY) {
-            return;
+        if told.is_due(network, Instant::now()) {
+            warn!("{}", stranger::line(from, around.as_ref(), &self.networks, &self.written_in));
         }
-        *told = Some(now);
-        let network = network_around(from).unwrap_or(IpNet::from(from));
-        warn!(
-            "refused a connection from {from}: no --allow-from contains it (to let it in, start adit with `--allow-from {network}` as well)"
-        );
     }
 
     /// Judges a connection between `peer` and `local`, an address of this program.
@@ -302,7 +303,9 @@ mod tests {
         let local = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let local = local.local_addr().expect("an address");
         let bridge = SocketAddr::new([172, 17, 0, 1].into(), 11434);
-        let owners = Owners::own(local).expect("the kernel tells").and_networks(&everything);
+        let owners = Owners::own(local)
+            .expect("the kernel tells")
+            .and_networks(&everything, WrittenIn::Flag);
         let here = SocketAddr::new([127, 0, 0, 1].into(), 1);
         let elsewhere = SocketAddr::new([192, 0, 2, 1].into(), 1);
         assert_eq!(owners.judge(elsewhere, bridge), Ok(()));

@@ -23,9 +23,9 @@ pub fn own_addresses() -> Vec<IpAddr> {
     interfaces.iter().map(Interface::ip).collect()
 }
 
-/// The network of an interface of this computer in which `address` is; `None` if it is in none, or is
-/// loopback.
-pub fn network_around(address: IpAddr) -> Option<IpNet> {
+/// The network of an interface of this computer in which `address` is, and the interface's name; `None`
+/// if it is in none, or is loopback.
+pub fn network_around(address: IpAddr) -> Option<(String, IpNet)> {
     around(&if_addrs::get_if_addrs().unwrap_or_default(), address)
 }
 
@@ -45,13 +45,17 @@ fn default_source() -> Option<IpAddr> {
     Some(socket.local_addr().ok()?.ip())
 }
 
-fn around(interfaces: &[Interface], address: IpAddr) -> Option<IpNet> {
-    let networks = interfaces.iter().filter_map(|interface| match &interface.addr {
-        IfAddr::V4(v4) => IpNet::with_netmask(v4.ip.into(), v4.netmask.into()).ok(),
-        IfAddr::V6(v6) => IpNet::with_netmask(v6.ip.into(), v6.netmask.into()).ok(),
+fn around(interfaces: &[Interface], address: IpAddr) -> Option<(String, IpNet)> {
+    let networks = interfaces.iter().filter_map(|interface| {
+        let network = match &interface.addr {
+            IfAddr::V4(v4) => IpNet::with_netmask(v4.ip.into(), v4.netmask.into()),
+            IfAddr::V6(v6) => IpNet::with_netmask(v6.ip.into(), v6.netmask.into()),
+        };
+        Some((&interface.name, network.ok()?))
     });
-    let with_it = networks.filter(|net| !net.addr().is_loopback() && net.contains(&address));
-    with_it.map(|network| network.trunc()).max_by_key(IpNet::prefix_len)
+    let with_it = networks.filter(|(_, net)| !net.addr().is_loopback() && net.contains(&address));
+    let narrowest = with_it.max_by_key(|(_, network)| network.prefix_len());
+    narrowest.map(|(name, network)| (name.clone(), network.trunc()))
 }
 
 fn of_interfaces(interfaces: &[Interface], source: Option<IpAddr>) -> Option<IpNet> {
@@ -100,7 +104,8 @@ mod tests {
             ("fd00::1", None),
         ] {
             let network = around(&all, address.parse().expect("an address"));
-            assert_eq!(network.map(|network| network.to_string()).as_deref(), is, "{address}");
+            let network = network.map(|(_, network)| network.to_string());
+            assert_eq!(network.as_deref(), is, "{address}");
         }
     }
 

@@ -41,7 +41,7 @@ echo "named $(ip netns exec inside curl --silent --max-time 20 --header 'Host: h
 echo "rebound $(ip netns exec inside curl --silent --max-time 20 --output /dev/null --write-out '%{http_code}' --header 'Host: evil.example' "$at")"
 echo "outside $(ip netns exec outside curl --silent --max-time 20 --output /dev/null --write-out '%{http_code}' "$at" || true)"
 echo "told $(grep -c 'refused a connection from 10.9.0.2' /tmp/adit)"
-echo "cure $(grep -o -e '--allow-from 10.9.0.0/16' /tmp/adit)"
+echo "cure $(grep -o -e '--allow-from 172.17.0.0/16,10.9.0.0/16' /tmp/adit)"
 echo "root $(ask "$at")"
 echo "another user $(cd /tmp && setpriv --reuid=nobody --regid=nogroup --clear-groups curl --silent --max-time 20 --output /dev/null --write-out '%{http_code}' "$at")"
 adit down --now
@@ -55,7 +55,7 @@ adit down --now
         "rebound 403",
         "outside 000",
         "told 1",
-        "cure --allow-from 10.9.0.0/16",
+        "cure --allow-from 172.17.0.0/16,10.9.0.0/16",
         "root 502",
         "another user 403",
     ] {

@@ -2,6 +2,7 @@
 
 use tests::{
     bare_box::{BareBox, Kind},
+    cli_assert::document,
     process::Ended,
 };
 
@@ -134,15 +135,22 @@ async fn flags_for_a_box_need_a_login() {
 #[tokio::test]
 async fn a_unit_of_the_system_is_no_obstacle_where_no_systemd_runs() {
     let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };
-    // A container with the package: its unit is there and nothing starts it.
+    // A container with the package: its unit is there and nothing starts it. What root writes is seen
+    // on the box only.
     gpu.as_root(
-        "mount -t tmpfs tmpfs /root && mount -t tmpfs tmpfs /usr/local/lib
+        "for at in /root /usr/local/lib /var/lib; do mount -t tmpfs tmpfs $at; done
          ! test -e /run/systemd || mount -t tmpfs tmpfs /run/systemd
          mkdir -p /usr/local/lib/systemd/system
          printf '[Service]\\nExecStart=/opt/aditd serve\\n' >/usr/local/lib/systemd/system/aditd.service",
     );
     let root = gpu.url.replace("boxer@", "root@");
     let binary = gpu.binary.to_str().expect("a path");
-    let dry = gpu.adit(&["up", &root, "--dry-run", "--server-binary", binary]).await;
-    assert!(dry.code == Some(0) && dry.stdout.contains("will\n  1. upload aditd"), "{dry:?}");
+    let args = ["up", &root, "--yes", "--listen", "127.0.0.1:0", "-v", "--server-binary", binary];
+    let up = gpu.up(&args).await;
+    gpu.has_tokens(&up).await;
+    up.end().await;
+    gpu.as_root("test -f /var/lib/adit/register.sqlite");
+    let told = document(&gpu.adit(&["remove", "--yes", "--json"]).await);
+    assert!(told["removed"] == true && told["left"] == serde_json::json!([]), "{told}");
+    gpu.as_root("! test -e /var/lib/adit && test -e /usr/local/lib/systemd/system/aditd.service");
 }

@@ -61,6 +61,8 @@ others() {
 of_system=no of_user=yes
 [ "$state" = /var/lib/adit ] && of_system=yes of_user=no
 [ "$uid" = 0 ] && of_user=$of_system
+# Where no systemd runs, as in a container, the unit of a package has started nothing.
+[ "$service" = process ] && [ ! -d /run/systemd/system ] && of_system=no
 others "$of_system" /etc/systemd/system/aditd.service /usr/local/lib/systemd/system/aditd.service \
     /usr/lib/systemd/system/aditd.service /lib/systemd/system/aditd.service
 others "$of_user" "$HOME/.config/systemd/user/aditd.service" "$HOME/.local/share/systemd/user/aditd.service" \

@@ -4,13 +4,17 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
-use tests::{cli_assert::document, process::Ended, world::World};
+use tests::{cli_assert::document, ollama::Options, process::Ended, world::World};
 
 use super::done;
 use crate::{
     PROGRAM,
-    readme::json::{Page, commands},
+    readme::json::{By, Page, commands},
 };
+
+/// With these the tokens of a device and of its user are told before one has been used.
+const LIMITS: &str =
+    "[limits]\ntokens_per_day = 1000\n[users.alice.limits]\ntokens_per_day = 2000\n";
 
 /// A world whose commands are noted.
 struct Scripted {
@@ -23,7 +27,7 @@ struct Scripted {
 
 impl Scripted {
     async fn new() -> Self {
-        let world = World::start(PROGRAM).await;
+        let world = World::start_configured(PROGRAM, Options::default(), &[], LIMITS).await;
         Self { world, tried: BTreeSet::new(), page: Page::read(), printed: String::new() }
     }
 
@@ -182,6 +186,7 @@ async fn each_command_prints_one_document_and_no_secret_twice() {
         .into_iter()
         .filter(|(name, has_json)| *has_json && name.starts_with("aditd ") && !of_services(name));
     script.page.is_printed(|command| script.tried.contains(command));
+    script.page.objects_are_printed(By::Aditd);
     let missed: Vec<_> =
         all.map(|(name, _)| name).filter(|name| !script.tried.contains(name)).collect();
     assert!(missed.is_empty(), "{missed:?}");

@@ -73,7 +73,9 @@ async fn one_code_lets_people_sign_in_and_the_role_is_that_of_the_group() {
     world.audit_has(1, |line| line["event"] == "request" && line["enrolled"] == "sso").await;
     let status = world.status().await;
     assert_eq!(status["oidc"]["issuer"], provider.issuer());
-    crate::readme::json::Page::read().has("aditd status", &status);
+    let mut page = crate::readme::json::Page::read();
+    page.has("aditd status", &status);
+    page.objects_are_printed(crate::readme::json::By::SignIn);
     // As an ordinary code it enrolls nobody.
     let invitation = credentials::parse(&code);
     let answer = credentials::redeem(&invitation, &credentials::new_key()).await;

@@ -25,7 +25,9 @@ async fn the_owner_sees_who_waits_at_which_place_and_for_how_long() {
         waiting.push((tcp, device));
     }
     let status = world.status().await;
-    crate::readme::json::Page::read().has("aditd status", &status);
+    let mut page = crate::readme::json::Page::read();
+    page.has("aditd status", &status);
+    page.objects_are_printed(crate::readme::json::By::Queue);
     let queue = &status["queue"];
     assert_eq!(
         (&queue["running"], &queue["max_in_flight"], &queue["max_queue"]),

@@ -148,6 +148,9 @@ async fn an_authority_that_fails_changes_nothing_and_is_told_with_a_cure() {
     assert!(why.starts_with(NAME), "{why}");
     assert_eq!(failing["acme"]["cure"]["command"], "sudo ss -ltnp", "{failing}");
     assert!(failing["acme"]["next"].as_i64().is_some(), "{failing}");
+    let mut page = crate::readme::json::Page::read();
+    page.has("aditd status", &https.world.status().await);
+    page.objects_are_printed(crate::readme::json::By::Acme);
     let doctor = https.world.aditd(&["doctor", "--json"]).await;
     let told: Value = serde_json::from_str(&doctor.stdout).expect("JSON");
     let line = told["lines"].as_array().into_iter().flatten().find(|line| line["id"] == "https");

@@ -71,7 +71,9 @@ async fn a_person_with_a_token_has_the_role_of_the_group_and_the_audit_log_names
     let status = https.world.status().await;
     assert_eq!(status["https"]["callers"][0]["user"], "alice@example.com", "{status}");
     assert_eq!(status["jwt"]["issuer"], provider.issuer(), "{status}");
-    crate::readme::json::Page::read().has("aditd status", &status);
+    let mut page = crate::readme::json::Page::read();
+    page.has("aditd status", &status);
+    page.objects_are_printed(crate::readme::json::By::Tokens);
 }
 
 #[tokio::test]

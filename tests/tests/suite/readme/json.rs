@@ -53,6 +53,60 @@ fn each_command_prints_json_or_there_is_a_reason_why_not() {
     }
 }
 
+/// The test that prints an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum By {
+    /// That of the commands of `adit`.
+    Adit,
+    /// That of the commands of `aditd`.
+    Aditd,
+    /// That of the queue.
+    Queue,
+    /// That of services besides Ollama.
+    Services,
+    /// That of people who sign in.
+    SignIn,
+    /// That of an authority that fails.
+    Acme,
+    /// That of the tokens of a provider.
+    Tokens,
+}
+
+/// The objects that the test of the program's commands does not print, or that of the other program
+/// does; and the test that prints them.
+const OBJECTS: [(By, &[&str]); 6] = [
+    (By::Adit, &["server", "variables", "state_dir", "settings", "each of settings"]),
+    (
+        By::Queue,
+        &[
+            "sessions",
+            "aditd status: queue",
+            "aditd status: requests",
+            "aditd status: users",
+            "aditd status: waiting",
+        ],
+    ),
+    (By::Services, &["services", "adit ls: services"]),
+    (By::SignIn, &["oidc"]),
+    (By::Acme, &["acme", "acme: cure", "certificate"]),
+    (By::Tokens, &["callers", "https", "jwt"]),
+];
+
+impl By {
+    /// The test that prints the object with this name; `None` if it is a whole document, which is a row.
+    fn of(name: &str) -> Option<Self> {
+        if name.ends_with(" --json") {
+            return None;
+        }
+        let listed = OBJECTS.into_iter().find(|(_, names)| names.contains(&name));
+        Some(match listed {
+            Some((by, _)) => by,
+            None if name.starts_with("adit ") => Self::Adit,
+            None => Self::Aditd,
+        })
+    }
+}
+
 /// The page about JSON, and what of it has been printed.
 pub(crate) struct Page {
     rows: Vec<Row>,
@@ -165,6 +219,14 @@ impl Page {
             rows.map(|row| &row.key).filter(|key| !self.printed.contains(*key)).collect();
         assert!(missed.is_empty(), "{missed:?}");
     }
+
+    /// Asserts that each object has been printed whose table is the part of this test.
+    #[track_caller]
+    pub(crate) fn objects_are_printed(&self, by: By) {
+        let own = self.objects.keys().filter(|name| By::of(name) == Some(by));
+        let missed: Vec<_> = own.filter(|name| !self.printed.contains(*name)).collect();
+        assert!(missed.is_empty(), "{missed:?}");
+    }
 }
 
 fn fields(object: &Value) -> Fields {
@@ -176,4 +238,12 @@ fn the_page_about_json_has_each_command_that_prints_it_and_no_other() {
     let rows: BTreeSet<_> = Page::read().rows.into_iter().map(|row| row.command).collect();
     let printing = commands().into_iter().filter(|(_, has_json)| *has_json).map(|(name, _)| name);
     assert_eq!(rows, printing.collect());
+}
+
+#[test]
+fn each_object_that_another_test_prints_is_one_of_the_page() {
+    let page = Page::read();
+    for name in OBJECTS.into_iter().flat_map(|(_, names)| names) {
+        assert!(page.objects.contains_key(*name), "there is no table of `{name}`");
+    }
 }

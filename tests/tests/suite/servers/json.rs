@@ -10,7 +10,7 @@ use tests::{
 
 use crate::{
     PROGRAM,
-    readme::json::{Page, commands},
+    readme::json::{By, Page, commands},
 };
 
 /// Commands that have tests of their own with `--json`: at a box, and with a manager of services.
@@ -102,6 +102,7 @@ async fn each_command_prints_one_document() {
     assert!(forgotten["key_left"].is_null());
 
     page.is_printed(|command| command.starts_with("adit ") && !ELSEWHERE.contains(&command));
+    page.objects_are_printed(By::Adit);
     let tried: BTreeSet<_> = [
         "enroll", "down", "rename", "list", "ls", "status", "config", "env", "warm", "doctor",
         "logs", "forget",

@@ -1,10 +1,13 @@
 //! What applications and their users see of several services.
 
-use tests::{ollama::Options, raw, world::World};
+use tests::{cli_assert::document, ollama::Options, raw, world::World};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{OpenAi, address_of, echo, get, post, printed, soon, status, up};
-use crate::PROGRAM;
+use crate::{
+    PROGRAM,
+    readme::json::{By, Page},
+};
 
 #[tokio::test]
 async fn each_service_has_its_own_address_by_one_enrollment_and_is_shown() {
@@ -39,6 +42,12 @@ async fn each_service_has_its_own_address_by_one_enrollment_and_is_shown() {
     assert!(printed(&listed).contains(&line), "{listed:?}");
     let listed = device.adit(&["list"], "").await;
     assert!(printed(&listed).contains(&format!("vllm={address}")), "{listed:?}");
+    let mut page = Page::read();
+    for command in ["ls", "list"] {
+        let told = device.adit(&[command, "--json"], "").await;
+        page.has(&format!("adit {command}"), &document(&told));
+    }
+    page.objects_are_printed(By::Services);
     let there = world.status().await;
     assert_eq!(there["services"][2]["upstream"], format!("openai://127.0.0.1:{}", vllm.port()));
     let doctor = world.aditd(&["doctor", "--json"]).await;

@@ -33,7 +33,8 @@ impl Turns {
     }
 
     /// Does the work of one stream, each part of it in its turn. Needs [`Turns::give`] at the same
-    /// time. Cancellation safe if `work` is.
+    /// time, and a task of its own: it is woken as the task that polled it first. Cancellation safe
+    /// if `work` is.
     pub(super) async fn take<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> T {
         let mut ticket = None;
         std::future::poll_fn(|cx| {
@@ -135,8 +136,8 @@ mod tests {
     #[tokio::test]
     async fn a_stream_that_is_dropped_while_it_waits_keeps_nobody_from_a_turn() {
         let turns = Arc::new(Turns::new());
-        // Uses up the time, so that both of the next ones wait.
-        turns.take(pin!(async { std::thread::sleep(Duration::from_millis(1)) })).await;
+        // All of the time is used up, until a moment that does not come: both of the next ones wait.
+        turns.share().spent(Duration::from_secs(1), Duration::from_secs(3600));
         let dropped = tokio::spawn({
             let turns = turns.clone();
             async move { turns.take(pin!(async {})).await }

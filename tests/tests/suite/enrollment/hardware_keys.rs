@@ -56,7 +56,8 @@ async fn a_key_is_made_in_the_token_and_the_tunnel_and_renewals_work_with_it() {
     up.works().await;
 
     // Root of the machine could not copy it either: the same profile without the token is useless.
-    let without = world.stranger("copy");
+    let Some(other) = SoftTokens::start(world.scratch("other"), "other") else { return };
+    let without = other.plugged_into(world.stranger("copy"));
     std::fs::create_dir_all(&without.dir).expect("a directory");
     let mut copy = std::process::Command::new("cp");
     let copied = copy.arg("-a").arg(device.dir.join("servers")).arg(&without.dir).status();

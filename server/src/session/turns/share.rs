@@ -4,10 +4,10 @@
 use std::{collections::VecDeque, time::Duration};
 
 /// How long the streams of a session may work in one turn, together.
-const TURN: Duration = Duration::from_micros(50);
+const TURN: Duration = Duration::from_micros(25);
 /// Once it is used up, work that comes before so much of it has grown again waits for a turn.
 /// Otherwise the moment between two pieces of work would be enough for the next one.
-const AGAIN: Duration = Duration::from_micros(25);
+const AGAIN: Duration = Duration::from_micros(12);
 /// The mean time of a piece of work follows the newest one by one part in this many.
 const FOLLOWS: u32 = 8;
 
@@ -111,22 +111,21 @@ mod tests {
         let (mut share, mut now) = (Share::default(), us(0));
         for number in 0..10_000 {
             assert_eq!(comes(&mut share, number, now), None, "{number}");
-            now += us(20);
-            share.spent(us(20), now);
-            now += us(21);
+            now += TURN / 5;
+            share.spent(TURN / 5, now);
+            now += TURN / 5 + us(1);
         }
     }
 
     #[test]
     fn streams_that_are_woken_together_work_for_one_turn_and_then_wait() {
-        let mut share = Share::default();
-        let mut now = us(0);
+        let (mut share, mut now) = (Share::default(), us(0));
         let went = (0..100).filter(|number| {
             now += us(1);
             let goes = comes(&mut share, *number, now).is_none();
             if goes {
-                now += us(30);
-                share.spent(us(30), now);
+                now += TURN * 3 / 5;
+                share.spent(TURN * 3 / 5, now);
             }
             goes
         });
@@ -138,12 +137,11 @@ mod tests {
         let mut share = Share::default();
         let now = us(0);
         for _ in 0..64 {
-            share.spent(us(25), now);
+            share.spent(TURN * 2 / 5, now);
         }
         let mut tickets: Vec<_> = (0..10).map(|number| comes(&mut share, number, now)).collect();
         assert!(tickets.iter().all(Option::is_some));
-        let first = share.next(now);
-        assert_eq!(first, [0, 1], "25 µs each, of 50");
+        assert_eq!(share.next(now), [0, 1], "a third would not fit");
         for (number, ticket) in tickets.iter_mut().enumerate() {
             let goes = share.may_go(ticket, now, || unreachable!("it waits already"));
             assert_eq!(goes, number < 2, "{number}");
@@ -163,7 +161,7 @@ mod tests {
         let mut share = Share::default();
         comes(&mut share, 0, us(0));
         for _ in 0..20 {
-            share.spent(us(900), us(0));
+            share.spent(9 * TURN, us(0));
         }
         let waits = (1..4).map(|number| comes(&mut share, number, us(0)));
         assert!(waits.collect::<Vec<_>>().iter().all(Option::is_some));

@@ -77,8 +77,14 @@ impl Demo {
         ended.stdout = self.said;
         let files: Vec<_> = std::fs::read_dir(self.tmp.path()).expect("a directory").collect();
         assert!(files.is_empty(), "left behind: {files:?}");
-        let processes = processes_of(self.tmp.path());
-        assert!(processes.is_empty(), "left running: {processes:?}");
+        // A helper of aditd ends by itself, a moment after aditd.
+        let all_ended = async {
+            while !processes_of(self.tmp.path()).is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let all_ended = timeout(WITHIN, all_ended).await;
+        assert!(all_ended.is_ok(), "left running: {:?}", processes_of(self.tmp.path()));
         ended
     }
 }

@@ -96,7 +96,8 @@ fn memory(pid: u32) -> Option<Vec<Vec<u8>>> {
 /// byte first), in DER (RFC 5915), and in a line of PEM.
 fn forms(pem: &str) -> [Vec<u8>; 3] {
     let der = KeyPair::from_pem(pem).expect("a key").serialize_der();
-    let at = der.windows(2).rposition(|w| w == [0x04, 0x20]).expect("the private value") + 2;
+    // The first: the public key, which follows, may have these two bytes as well.
+    let at = der.windows(2).position(|w| w == [0x04, 0x20]).expect("the private value") + 2;
     let value = der[at..at + 32].to_vec();
     let number = value.iter().rev().copied().collect();
     let line = pem.lines().nth(1).expect("a line").as_bytes()[20..60].to_vec();

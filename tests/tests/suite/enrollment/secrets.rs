@@ -182,7 +182,8 @@ fn spellings_of_pem(pem: &str) -> Vec<String> {
     let der = key.serialize_der();
     // PKCS #8 of P-256 (RFC 5915): the 32 bytes of the private value follow the tag and length of
     // its octet string.
-    let at = der.windows(2).rposition(|w| w == [0x04, 0x20]).expect("the private value") + 2;
+    // The first: the public key, which follows, may have these two bytes as well.
+    let at = der.windows(2).position(|w| w == [0x04, 0x20]).expect("the private value") + 2;
     all.extend(spellings(&der[at..at + 32]));
     all.extend(spellings(&der));
     all

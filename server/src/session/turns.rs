@@ -39,8 +39,11 @@ impl Turns {
         let mut ticket = None;
         std::future::poll_fn(|cx| {
             let began = self.began.elapsed();
+            let waited = ticket.is_some();
             if !self.share().may_go(&mut ticket, began, || cx.waker().clone()) {
-                self.waiting.notify_one();
+                if !waited {
+                    self.waiting.notify_one();
+                }
                 return Poll::Pending;
             }
             let polled = work.as_mut().poll(cx);

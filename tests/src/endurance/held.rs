@@ -11,8 +11,9 @@ use crate::{
 
 /// How much more memory a process may have after its work than before, in KiB.
 const MAY_GROW: u64 = 10_000;
-/// Sockets are closed a moment after their last byte.
-const CLOSED_WITHIN: Duration = Duration::from_secs(20);
+/// Sockets are closed a moment after their last byte. An SSH connection that was given up in an outage
+/// is closed when TCP sends again: after several outages its pauses are long.
+const CLOSED_WITHIN: Duration = Duration::from_secs(60);
 
 /// What one process holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

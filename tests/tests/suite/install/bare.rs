@@ -260,6 +260,11 @@ async fn the_aditd_that_the_configuration_of_the_box_names_is_kept() {
     gpu.on_the_box("! test -e ~/.local/share/adit");
 }
 
+/// The devices in this state of the box, as JSON.
+fn devices(gpu: &BareBox, state: &str) -> String {
+    gpu.on_the_box(&format!("~/.local/bin/aditd device list --json --state-dir {state}"))
+}
+
 #[tokio::test]
 async fn beside_another_aditd_the_device_enrolls_at_the_one_that_was_installed() {
     let Some(gpu) = configured().await else { return };
@@ -272,18 +277,14 @@ async fn beside_another_aditd_the_device_enrolls_at_the_one_that_was_installed()
     std::fs::rename(gpu.scratch("state"), gpu.scratch("first")).expect("renamed");
     let up = gpu.up(&gpu.up_args(&["--yes", "--device", "second"])).await;
     gpu.has_tokens(&up).await;
-    let devices = |state: &str| {
-        let list = format!("~/.local/bin/aditd device list --json --state-dir {state}");
-        gpu.on_the_box(&list)
-    };
-    assert!(devices("~/.local/share/aditd").contains("second") && own.len() == 1);
-    assert!(!devices("~/theirs").contains("second"));
+    assert!(devices(&gpu, "~/.local/share/aditd").contains("second") && own.len() == 1);
+    assert!(!devices(&gpu, "~/theirs").contains("second"));
     // It enrolls again at the same one, as cures say, which know the login alone.
     up.end().await;
     let again = gpu.adit(&["enroll", "--replace", "--device", "third", &gpu.url]).await;
     assert_eq!(again.code, Some(0), "{}", again.stderr);
-    assert!(devices("~/.local/share/aditd").contains("third"));
-    assert!(!devices("~/theirs").contains("third"));
+    assert!(devices(&gpu, "~/.local/share/aditd").contains("third"));
+    assert!(!devices(&gpu, "~/theirs").contains("third"));
 }
 
 /// Ends the aditd that adit has installed, as a reboot does.
@@ -313,12 +314,8 @@ async fn beside_another_aditd_the_one_that_was_installed_is_started_again() {
     std::fs::rename(gpu.scratch("state"), gpu.scratch("first")).expect("renamed");
     let up = gpu.up(&gpu.up_args(&["--yes", "--device", "second"])).await;
     gpu.has_tokens(&up).await;
-    let devices = |state: &str| {
-        let list = format!("~/.local/bin/aditd device list --json --state-dir {state}");
-        gpu.on_the_box(&list)
-    };
-    assert!(devices("~/.local/share/aditd").contains("second"));
-    assert!(!devices("~/theirs").contains("second"));
+    assert!(devices(&gpu, "~/.local/share/aditd").contains("second"));
+    assert!(!devices(&gpu, "~/theirs").contains("second"));
     let servers = gpu.servers();
     assert!(servers.len() == 2 && servers.contains(&theirs[0]), "{servers:?}");
 }
